@@ -339,7 +339,7 @@ def _nearest_unmasked(mask: Tensor) -> tuple[Tensor, Tensor]:
         for side in (-reach, reach):
             # At the frame the shift is cut short: that column was tried before, at its true and smaller distance.
             candidate_x = (own_x + side).clamp_(0, W - 1)
-            candidate = offset_y.index_select(0, base + (candidate_x - own_x) * H).square_().add_(reach * reach)
+            candidate = offset_y.index_select(0, base + (candidate_x - own_x) * H).long().square_().add_(reach * reach)
             better = candidate < lowest
             lowest, lowest_x = torch.where(better, candidate, lowest), torch.where(better, candidate_x, lowest_x)
         best[number], best_x[number] = lowest, lowest_x
@@ -520,9 +520,10 @@ def fill_from_background(right_image: Tensor, right_hole_mask: Tensor, right_dis
     column = torch.arange(W, device=right_image.device).expand(right_hole_mask.shape)  # [B,1,H,W]
     left = column.masked_fill(right_hole_mask, -1).cummax(-1).values  # nearest known column to the left, or -1
     right = column.masked_fill(right_hole_mask, W).flip(-1).cummin(-1).values.flip(-1)  # to the right, or W
-    left_disparity = right_disparity.gather(3, left.clamp(min=0)).masked_fill(left < 0, math.inf)
-    right_side_disparity = right_disparity.gather(3, right.clamp(max=W - 1)).masked_fill(right >= W, math.inf)
-    source = torch.where(right_side_disparity <= left_disparity, right, left)
+    left_disparity = right_disparity.gather(3, left.clamp(min=0))
+    right_side_disparity = right_disparity.gather(3, right.clamp(max=W - 1))
+    take_right = (right < W) & ((left < 0) | (right_side_disparity <= left_disparity))
+    source = torch.where(take_right, right, left)
     source = torch.where((left < 0) & (right >= W), column, source)  # nothing known in the row: unchanged
     return right_image.gather(3, source.expand_as(right_image))
 
@@ -591,8 +592,10 @@ def reduce_mask_to_latent(mask: Tensor, factor: int, reduction: str) -> Tensor:
         [B,1,H/factor,W/factor] bool.
 
     Raises:
-        ValueError: unknown `reduction`.
+        ValueError: unknown `reduction`, or a height or width that is no multiple of `factor`.
     """
+    if mask.shape[-2] % factor or mask.shape[-1] % factor:
+        raise ValueError(f"`mask` must have H and W that are multiples of {factor}; got {list(mask.shape)}.")
     if reduction == "nearest":
         return mask[..., ::factor, ::factor]
     if reduction == "max":

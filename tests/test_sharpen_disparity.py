@@ -100,6 +100,19 @@ def test_sharpening_equals_the_loop(size, levels):
         assert_within_sources(sharpened[index, 0], reference)
 
 
+def test_edges_at_the_top_and_at_the_bottom_do_not_meet():
+    """Neither across columns nor across images, however the pixels lie in memory."""
+    rows = torch.cat([10 + 15 * torch.arange(8.0), 116 + torch.arange(6.0), torch.tensor([95.0, 75.0])])  # 7 + 2 edges
+    noise = torch.randint(0, 5, (2, 1, 16, 9), generator=torch.Generator().manual_seed(12)) / 4
+    for disparity in (rows[:, None] + noise, (rows[:, None] + noise).transpose(2, 3).contiguous()):
+        sharpened = sharpen_disparity(disparity, threshold=3.01)
+        for index in range(2):
+            reference = sharpen_disparity_loop(disparity[index, 0].numpy(), threshold=3.01)
+            assert reference.edge[0].any()
+            assert reference.edge[-1].any()
+            assert_within_sources(sharpened[index, 0], reference)
+
+
 def test_far_sources_are_found():
     disparity = torch.arange(40.0).expand(30, 40) * 8 + torch.arange(30.0)[:, None] * 3  # edges everywhere ...
     disparity = disparity.clone()

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photographs in, stereo pairs out, on the command line.
+
+    python synthesize.py photo.jpg --output out
+    python synthesize.py photos/ more.png --output out --weights USER/ZEROSTEREO --device cuda --dtype float16
+    python synthesize.py examples/coffee.png --output out --disparity-scale 0.05 --steps 1 --seed 7    (CPU, seconds)
+
+Every photograph gets a folder of its own below --output, written under a hidden name and renamed when complete, so a
+folder that is there is whole: a killed run goes on where it stopped, and finished photographs are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import PIL.PngImagePlugin
+import torch
+from tqdm.auto import tqdm
+
+from pipeline_zerostereo import StereoImageProcessor, ZeroStereoPipeline, ZeroStereoPipelineOutput
+
+DEFAULT_WEIGHTS = Path(__file__).resolve().parent / "weights" / "zerostereo-tiny"
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+RESULT_FILE = "result.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched through")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="one folder per photograph in here")
+    parser.add_argument("--weights", default=str(DEFAULT_WEIGHTS), metavar="DIR_OR_HUB_ID", help="pipeline to load")
+    parser.add_argument(
+        "--disparity-scale",
+        type=float,
+        metavar="S",
+        help="largest disparity as a share of the width, in (0, 1]; default: drawn for each photograph, 0 to 0.2",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: what suits the weights")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="together with a photograph's bytes it decides"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the UNet and the autoencoder")
+    parser.add_argument("--overwrite", action="store_true", help="make finished photographs again")
+    options = parser.parse_args(arguments)
+    if options.disparity_scale is not None and not 0 < options.disparity_scale <= 1:
+        parser.error(f"--disparity-scale must lie in (0, 1]; got {options.disparity_scale}")
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps must be at least 1; got {options.steps}")
+    return options
+
+
+def find_photos(inputs: list[Path], output: Path) -> dict[Path, Path]:
+    """Map each photograph to the folder of its result.
+
+    A file goes to `output`/stem; a file found in a folder keeps its path below that folder. Folders are searched in
+    alphabetical order for the known suffixes; hidden files and folders, and results below `output`, are left out.
+
+    Raises:
+        FileNotFoundError: an input that does not exist, or a folder without photographs.
+        ValueError: two photographs that would get the same result folder.
+    """
+    targets: dict[Path, Path] = {}
+    for given in inputs:
+        if not given.exists():
+            raise FileNotFoundError(f"`PHOTO_OR_FOLDER` must exist; got {given}.")
+        found = (
+            [given] if given.is_file() else sorted(path for path in given.rglob("*") if _is_photo(path, given, output))
+        )
+        if not found:
+            raise FileNotFoundError(
+                f"`PHOTO_OR_FOLDER` must hold a photograph ({', '.join(PHOTO_SUFFIXES)}); found none in {given}."
+            )
+        for photo in found:
+            below = Path() if given.is_file() else photo.parent.relative_to(given)
+            targets[photo] = output / below / photo.stem
+    owners: dict[Path, Path] = {}
+    for photo, target in targets.items():
+        other = owners.setdefault(target, photo)
+        if other.resolve() != photo.resolve():
+            raise ValueError(
+                f"`PHOTO_OR_FOLDER` must not give two photographs one result {target}: {other} and {photo}."
+            )
+    return {photo: target for target, photo in owners.items()}
+
+
+def _is_photo(path: Path, folder: Path, output: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    is_result = output.resolve() in path.resolve().parents and output.resolve() != folder.resolve()
+    return path.is_file() and path.suffix.lower() in PHOTO_SUFFIXES and not hidden and not is_result
+
+
+def photo_seed(seed: int, content: bytes) -> int:
+    """Seed of one photograph: from --seed and the file's bytes, so neither names, order nor other files matter."""
+    digest = hashlib.sha256(f"{seed}:{hashlib.sha256(content).hexdigest()}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # generators take 63 bits
+
+
+def write_result(
+    target: Path, photo: PIL.Image.Image, pair: ZeroStereoPipelineOutput, parameters: dict
+) -> dict[str, str]:
+    """Write every file of one photograph, complete or not at all.
+
+    Args:
+        target: result folder; an older one there is replaced.
+        photo: the left view, upright RGB.
+        pair: output of the pipeline for this one photograph, `output_type="pil"`.
+        parameters: what made it; written to result.json.
+
+    Returns:
+        File name -> what it is, with range and unit.
+    """
+    pictures = StereoImageProcessor
+    right, disparity, confidence = pair.images[0], pair.disparity[0], pair.confidence[0]
+    encoded, png_scale = pictures.export_disparity_to_16bit_png(disparity)[0]
+    files = {
+        "left.png": (photo, f"left view: the photograph, {photo.width} x {photo.height} px, 8-bit RGB"),
+        "right.png": (right, "right view, 8-bit RGB; invented only where hole_mask.png is white"),
+        "disparity.png": (
+            encoded,
+            f"disparity of the left view, {disparity.min():.2f} to {disparity.max():.2f} px, 16-bit grey: "
+            f"px = (code - 1) / {png_scale:g}, code 0 = unknown",
+        ),
+        "disparity_color.png": (
+            pictures.visualize_map(disparity)[0],
+            f"the same in colour: dark = {disparity.min():.2f} px (far), bright = {disparity.max():.2f} px (near)",
+        ),
+        "confidence.png": (
+            PIL.Image.fromarray(np.rint(confidence * 255).astype(np.uint8)),
+            f"confidence of the disparity, left view, 8-bit grey: 0 to 1 = 0 to 255; mean {confidence.mean():.2f}",
+        ),
+        "hole_mask.png": (
+            pictures.visualize_mask(pair.hole_mask)[0],
+            f"right view, white = invented ({pair.hole_mask.mean():.1%} of the pixels)",
+        ),
+        "visible_mask.png": (
+            pictures.visualize_mask(pair.visible_mask)[0],
+            f"left view, white = also seen in the right view ({pair.visible_mask.mean():.1%})",
+        ),
+        "warped.png": (pair.warped_images[0], "right view before inpainting, holes black"),
+        "side_by_side.png": (pictures.side_by_side(photo, right), "left | right, for parallel viewing and players"),
+        "anaglyph.png": (pictures.anaglyph(photo, right), "for red-cyan glasses, red before the left eye"),
+    }
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, (picture, _) in files.items():
+        information = PIL.PngImagePlugin.PngInfo()
+        if name == "disparity.png":
+            information.add_text("Comment", f"px = (code - 1) / {png_scale:g}, code 0 = unknown")
+        picture.save(partial / name, pnginfo=information)
+    result = {**parameters, "disparity_png_scale": png_scale}
+    (partial / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if target.exists():
+        replaced = target.with_name(f".{target.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+        partial.rename(target)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(target)
+    return {**{name: meaning for name, (_, meaning) in files.items()}, RESULT_FILE: "seed, scale, steps and weights"}
+
+
+def synthesize(pipe: ZeroStereoPipeline, path: Path, target: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Make and write the stereo pair of one photograph.
+
+    Raises:
+        OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: a file that is no usable photograph.
+    """
+    content = path.read_bytes()
+    with PIL.Image.open(path) as opened:
+        image = pipe.image_processor.preprocess(opened)  # [1,3,H,W]
+    seed = photo_seed(options.seed, content)
+    pair = pipe(
+        image,
+        disparity_scale=options.disparity_scale,
+        num_inference_steps=options.steps,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    parameters = {
+        "photo": path.name,
+        "photo_sha256": hashlib.sha256(content).hexdigest(),
+        "weights": options.weights,
+        "seed": seed,
+        "disparity_scale": float(pair.disparity_scale[0]),
+        "num_inference_steps": pipe.num_timesteps,
+        "flip_agreement": float(pair.flip_agreement[0]),
+        "dtype": options.dtype,
+        "width": image.shape[-1],
+        "height": image.shape[-2],
+    }
+    return write_result(target, pipe.image_processor.postprocess(image, "pil")[0], pair, parameters)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit code is 1 if a photograph could not be used."""
+    options = parse_arguments(arguments)
+    try:
+        targets = find_photos(options.photos, options.output)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    finished = [] if options.overwrite else [photo for photo in targets if (targets[photo] / RESULT_FILE).is_file()]
+    waiting = [photo for photo in targets if photo not in set(finished)]
+    if finished:
+        print(f"{len(finished)} of {len(targets)} photographs are finished; --overwrite makes them again.")
+    if not waiting:
+        return 0
+
+    # The depth network stays in float32: rounded depth moves pixels.
+    dtype = {"default": DTYPES[options.dtype], "depth_estimator": torch.float32}
+    pipe = ZeroStereoPipeline.from_pretrained(options.weights, dtype=dtype).to(options.device)
+    pipe.set_progress_bar_config(disable=len(waiting) > 1, desc="denoising", leave=False)
+    described, refused = {}, []
+    with tqdm(waiting, unit="photo", desc="stereo pairs") as progress_bar:
+        for photo in progress_bar:
+            progress_bar.set_postfix_str(photo.name)
+            try:
+                meanings = synthesize(pipe, photo, targets[photo], options)
+            except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+                refused.append((photo, error))
+                progress_bar.write(f"not usable: {photo}: {error}", file=sys.stderr)
+                continue
+            described = described or {targets[photo] / name: meaning for name, meaning in meanings.items()}
+    for file, meaning in described.items():
+        print(f"{str(file):<42} {meaning}")
+    if len(waiting) - len(refused) > 1:
+        print(f"{len(waiting) - len(refused)} photographs done; the files of the others are named alike.")
+    if refused:
+        print(f"{len(refused)} of {len(waiting)} photographs could not be used:", file=sys.stderr)
+        for photo, error in refused:
+            print(f"    {photo}: {error}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+import pipeline_zerostereo
+from pipeline_zerostereo import ZeroStereoPipeline
+from tests.tiny_components import (
+    configured_prompt,
+    make_depth_anything,
+    make_sample_ddim,
+    make_tiny_autoencoder,
+    make_unet,
+)
+from training import export_pipeline
+from training.pipeline_folder import write_pipeline_folder
+
+
+def tiny_parts() -> dict:
+    return {
+        "unet": make_unet(latent_channels=8),
+        "vae": make_tiny_autoencoder(),
+        "scheduler": make_sample_ddim(),
+        "depth_estimator": make_depth_anything(),
+    }
+
+
+def test_half_precision_files_arrive_as_float32_networks(tmp_path, caplog):
+    parts = tiny_parts()
+    folder = write_pipeline_folder(tmp_path / "weights", **parts, empty_prompt_embeds=configured_prompt())
+    assert json.loads((folder / "depth_estimator" / "config.json").read_text())["dtype"] == "float32"
+    with caplog.at_level("WARNING"):
+        pipe = ZeroStereoPipeline.from_pretrained(folder)
+    assert not caplog.records, "whoever loads it sees no warning"
+    for name in ("unet", "vae", "depth_estimator"):
+        loaded, given = getattr(pipe, name), parts[name]
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+        assert {parameter.dtype for parameter in given.parameters()} == {torch.float32}, "what was given is not cast"
+        for key, value in given.state_dict().items():
+            torch.testing.assert_close(loaded.state_dict()[key], value.half().float(), rtol=0, atol=0)
+    assert list(tmp_path.iterdir()) == [folder], "no partial folder stays behind"
+
+
+def test_a_folder_in_the_repository_links_the_pipeline_file(tmp_path):
+    folder = write_pipeline_folder(tmp_path / "weights", **tiny_parts(), link_pipeline_file=True)
+    link = folder / "pipeline_zerostereo.py"
+    assert link.is_symlink() and not os.path.isabs(os.readlink(link))
+    assert link.samefile(pipeline_zerostereo.__file__)
+
+
+def test_an_existing_folder_is_never_overwritten(tmp_path):
+    with pytest.raises(FileExistsError, match="`directory` must not exist yet; got"):
+        write_pipeline_folder(tmp_path, **tiny_parts())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_depth_network(tmp_path):
+    folder = write_pipeline_folder(tmp_path / "weights", **{**tiny_parts(), "depth_estimator": None})
+    assert ZeroStereoPipeline.from_pretrained(folder).depth_estimator is None
+
+
+def test_the_export_command_assembles_a_loadable_folder(tmp_path, capsys):
+    parts = tiny_parts()
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    flags = [flag for name in parts for flag in (f"--{name.replace('_', '-')}", str(tmp_path / name))]
+    output = tmp_path / "out"
+    export_pipeline.main([*flags, "--output", str(output), "--steps", "3", "--depth-resolution", "168"])
+    assert "MB of weights" in capsys.readouterr().out
+    config = ZeroStereoPipeline.from_pretrained(output).config
+    assert (config.default_num_inference_steps, config.default_depth_resolution) == (3, 168)
+    assert (config.masked_fill, config.latent_mask_reduction) == ("background", "max")
+    assert config.empty_prompt_embeds == [[0.0] * parts["unet"].config.cross_attention_dim]
+
+
+def test_the_export_takes_either_autoencoder_and_no_other_class(tmp_path):
+    AutoencoderKL(norm_num_groups=4, block_out_channels=(8,)).save_pretrained(tmp_path / "kl")
+    assert isinstance(export_pipeline.load_vae(tmp_path / "kl"), AutoencoderKL)
+    config = tmp_path / "kl" / "config.json"
+    config.write_text(config.read_text().replace('"AutoencoderKL"', '"VQModel"'))
+    with pytest.raises(ValueError, match="`--vae` must be of class AutoencoderKL or AutoencoderTiny; got VQModel"):
+        export_pipeline.load_vae(tmp_path / "kl")

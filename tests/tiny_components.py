@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real components at tiny size, made from configurations with weights from a formula: no download, no random numbers.
+
+Two pipelines are built of them. `official_pipeline` has the layout of the published weights: AutoencoderKL with
+factor 8 and 4 latent channels, UNet with 9 input channels, text encoder, DDIM that predicts the noise.
+`embedded_pipeline` has that of the weights in this repository: AutoencoderTiny with factor 2 and 8 channels, UNet with
+17 input channels, a configured prompt embedding, DDIM that predicts the sample.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    GLPNConfig,
+    GLPNForDepthEstimation,
+)
+
+from pipeline_zerostereo import ZeroStereoPipeline
+from tests.golden_files import GOLDEN_FOLDER
+
+BOS, EOS = 998, 999  # tokens of the empty prompt
+PROMPT_CHANNELS = 32
+
+
+def read_golden_config(name: str) -> dict[str, Any]:
+    """Return tests/goldens/<name>.json."""
+    return json.loads((GOLDEN_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def fill_by_rule(module: nn.Module) -> nn.Module:
+    """Give a network the weights that tests/goldens/README.md describes, and put it into evaluation mode."""
+    state = module.state_dict()
+    for i, name in enumerate(sorted(state)):
+        value = state[name]
+        if not value.is_floating_point():
+            continue
+        n = torch.arange(value.numel(), dtype=torch.float64)
+        x = torch.sin(12.9898 * n + 78.233 * i + 1.0) * 43758.5453
+        b = 2 * (x - x.floor()) - 1
+        if value.ndim >= 2:
+            b = math.sqrt(3) / math.sqrt(value.numel() / value.shape[0]) * b
+        else:
+            b = 0.05 * b if name.endswith("bias") else 1 + 0.1 * b
+        value.copy_(b.view(value.shape))
+    return module.eval()
+
+
+def make_unet(latent_channels: int = 4) -> UNet2DConditionModel:
+    config = read_golden_config("stereogen_tiny")["unet_config"]
+    channels = {"in_channels": 2 * latent_channels + 1, "out_channels": latent_channels}
+    return fill_by_rule(UNet2DConditionModel(**{**config, **channels}))
+
+
+def make_kl_autoencoder() -> AutoencoderKL:
+    """Factor 8, 4 channels."""
+    return fill_by_rule(AutoencoderKL(**read_golden_config("stereogen_tiny")["vae_config"]))
+
+
+def make_tiny_autoencoder() -> AutoencoderTiny:
+    """Factor 2, 8 channels."""
+    return fill_by_rule(
+        AutoencoderTiny(
+            encoder_block_out_channels=(16, 16),
+            decoder_block_out_channels=(16, 16),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            latent_channels=8,
+        )
+    )
+
+
+def make_ddim(**changes: Any) -> DDIMScheduler:
+    """DDIM as the published weights use it, but for `changes`."""
+    return DDIMScheduler(**{**read_golden_config("stereogen_tiny")["ddim_config"], **changes})
+
+
+def make_sample_ddim() -> DDIMScheduler:
+    """DDIM as the weights in this repository use it."""
+    return make_ddim(prediction_type="sample", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+def make_depth_anything() -> DepthAnythingForDepthEstimation:
+    """Depth Anything with patch 14 and inverse depth around 2; by default its last ReLU would leave only zeros."""
+    backbone = Dinov2Config(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=70,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=24,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+    )
+    network = fill_by_rule(DepthAnythingForDepthEstimation(config))
+    nn.init.constant_(network.head.conv3.bias, 2.0)
+    return network
+
+
+def make_glpn() -> GLPNForDepthEstimation:
+    """GLPN, which predicts depth, not inverse depth, and wants sizes that are multiples of 32."""
+    config = GLPNConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8
+    )
+    return fill_by_rule(GLPNForDepthEstimation(config))
+
+
+def make_text_encoder() -> CLIPTextModel:
+    return fill_by_rule(CLIPTextModel(CLIPTextConfig(**read_golden_config("text_encoder_tiny")["text_config"])))
+
+
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Write tokenizer files into a folder and load them; the empty prompt is [BOS, EOS]."""
+    vocabulary = {f"word{token}</w>": token for token in range(BOS)}
+    vocabulary.update({"<|startoftext|>": BOS, "<|endoftext|>": EOS})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def configured_prompt() -> list[list[float]]:
+    """Two tokens that resemble nothing the text encoder makes."""
+    return torch.sin(0.7 * torch.arange(2.0 * PROMPT_CHANNELS) + 0.3).view(2, PROMPT_CHANNELS).tolist()
+
+
+def official_pipeline(tokenizer_folder: Path, **changes: Any) -> ZeroStereoPipeline:
+    """Return a pipeline laid out like the published weights, with `changes` to its arguments."""
+    arguments = {
+        "unet": make_unet(latent_channels=4),
+        "vae": make_kl_autoencoder(),
+        "scheduler": make_ddim(),
+        "depth_estimator": make_depth_anything(),
+        "text_encoder": make_text_encoder(),
+        "tokenizer": make_tokenizer(tokenizer_folder),
+        "default_num_inference_steps": 3,
+    }
+    return quiet(ZeroStereoPipeline(**{**arguments, **changes}))
+
+
+def embedded_pipeline(**changes: Any) -> ZeroStereoPipeline:
+    """Return a pipeline laid out like the weights in this repository, with `changes` to its arguments."""
+    arguments = {
+        "unet": make_unet(latent_channels=8),
+        "vae": make_tiny_autoencoder(),
+        "scheduler": make_sample_ddim(),
+        "depth_estimator": make_depth_anything(),
+        "latent_mask_reduction": "max",
+        "masked_fill": "background",
+        "default_num_inference_steps": 2,
+        "default_depth_resolution": 42,
+        "empty_prompt_embeds": configured_prompt(),
+    }
+    return quiet(ZeroStereoPipeline(**{**arguments, **changes}))
+
+
+def quiet(pipeline: ZeroStereoPipeline) -> ZeroStereoPipeline:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_photos(batch_size: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Return photographs [B,3,H,W] that hold only whole steps of 1/255: a ramp, a bright block and some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    photos = torch.stack([0.2 + 0.5 * y, 0.1 + 0.6 * x, 0.7 - 0.3 * y * x]).repeat(batch_size, 1, 1, 1)
+    for b in range(batch_size):
+        photos[b, :, height // 3 : height // 2, width // (3 + b) : width // 2] = 0.9
+    photos = (photos + 0.1 * torch.rand(photos.shape, generator=generator)).clamp(0, 1)
+    return (photos * 255).round() / 255
+
+
+def make_disparity(batch_size: int, height: int, width: int) -> Tensor:
+    """Return disparity [B,1,H,W] in px: a slope of 0 to 3 and a near block of 7.25."""
+    disparity = torch.linspace(0, 3, height).view(1, 1, height, 1).repeat(batch_size, 1, 1, width)
+    disparity[:, :, height // 3 : height // 2, width // 3 : width // 2] = 7.25
+    return disparity
+
+
+def seeded(*seeds: int) -> torch.Generator | list[torch.Generator]:
+    """Return one generator, or a list of one per seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return generators[0] if len(generators) == 1 else generators

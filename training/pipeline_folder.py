@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained components -> a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
+
+The one place that knows what such a folder holds. It knows nothing of training and runs no network.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
+from transformers import PreTrainedModel
+
+import pipeline_zerostereo
+from pipeline_zerostereo import PIPELINE_FILE, ZeroStereoPipeline
+
+
+def write_pipeline_folder(
+    directory: str | Path,
+    *,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL | AutoencoderTiny,
+    scheduler: SchedulerMixin,
+    depth_estimator: PreTrainedModel | None,
+    dtype: torch.dtype = torch.float16,
+    link_pipeline_file: bool = False,
+    **configuration: object,
+) -> Path:
+    """Write a publishable pipeline folder, complete or not at all.
+
+    The depth model's config.json says float32 whatever the files hold, because transformers loads the stored dtype
+    and rounded depth moves pixels. The components are copied before they are cast.
+
+    Args:
+        directory: folder to make; must not exist.
+        unet: as in `ZeroStereoPipeline`.
+        vae: as in `ZeroStereoPipeline`.
+        scheduler: as in `ZeroStereoPipeline`.
+        depth_estimator: as in `ZeroStereoPipeline`.
+        dtype: of the stored weights.
+        link_pipeline_file: put a relative link to this checkout's pipeline file instead of a copy; for folders that
+            stay in the repository.
+        configuration: the other arguments of `ZeroStereoPipeline`.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        FileExistsError: `directory` exists.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"`directory` must not exist yet; got {directory}.")
+    networks = {
+        name: None if network is None else _cast_copy(network, dtype)
+        for name, network in (("unet", unet), ("vae", vae), ("depth_estimator", depth_estimator))
+    }
+    pipe = ZeroStereoPipeline(scheduler=scheduler, **networks, **configuration)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial)
+    if depth_estimator is not None:
+        _edit_config(partial / "depth_estimator", dtype="float32")
+    if isinstance(vae, AutoencoderTiny):
+        _edit_config(partial / "vae", block_out_channels=None)  # diffusers writes it and warns when it reads it
+    if link_pipeline_file:
+        source = Path(pipeline_zerostereo.__file__).resolve()
+        (partial / PIPELINE_FILE).unlink()
+        (partial / PIPELINE_FILE).symlink_to(os.path.relpath(source, directory.resolve()))
+    partial.rename(directory)
+    return directory
+
+
+def _cast_copy(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a copy with its floating-point parameters and buffers in `dtype`."""
+    network = copy.deepcopy(network)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return network
+
+
+def _edit_config(component: Path, **changes: str | None) -> None:
+    """Set values in a component's config.json; None removes them."""
+    file = component / "config.json"
+    config = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+    config = {key: value for key, value in config.items() if key not in changes or value is not None}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
