@@ -31,7 +31,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import shutil
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -603,6 +603,33 @@ def reduce_mask_to_latent(mask: Tensor, factor: int, reduction: str) -> Tensor:
     raise ValueError(f'`reduction` must be "nearest" or "max"; got {reduction!r}.')
 
 
+def cover_holes(
+    right_image: Tensor, right_hole_mask: Tensor, right_disparity: Tensor | None, masked_fill: str
+) -> Tensor:
+    """Return the warped view as the UNet is shown it, holes covered.
+
+    Args:
+        right_image: [B,3,H,W] float in [0,1], from `forward_warp`.
+        right_hole_mask: [B,1,H,W] bool.
+        right_disparity: [B,1,H,W] float, px; only "background" needs it.
+        masked_fill: "zero" covers holes with mid grey, as the official code does; "background" with
+            `fill_from_background`.
+
+    Returns:
+        [B,3,H,W] in [-1,1].
+
+    Raises:
+        ValueError: unknown `masked_fill`, or "background" without `right_disparity`.
+    """
+    if masked_fill == "zero":
+        return (2 * right_image - 1).masked_fill(right_hole_mask, 0.0)
+    if masked_fill != "background":
+        raise ValueError(f'`masked_fill` must be "zero" or "background"; got {masked_fill!r}.')
+    if right_disparity is None:
+        raise ValueError('`right_disparity` must be given where `masked_fill` is "background"; got None.')
+    return 2 * fill_from_background(right_image, right_hole_mask, right_disparity) - 1
+
+
 def encode_latents(vae: AutoencoderKL | AutoencoderTiny, image: Tensor) -> Tensor:
     """Encode [B,3,H,W] in [-1,1] into scaled latents [B,c,h,w]; the posterior mean where the autoencoder has one.
 
@@ -789,7 +816,9 @@ class StereoImageProcessor:
             ValueError: another shape than the photographs'.
         """
         if isinstance(value, list) and value and all(isinstance(item, (np.ndarray, Tensor)) for item in value):
-            value = torch.stack([torch.as_tensor(item) for item in value])
+            maps = [torch.as_tensor(item) for item in value]
+            wrong = [one for one in maps if tuple(one.shape) != (height, width)]
+            value = wrong[0] if wrong else torch.stack(maps)
         if not isinstance(value, (np.ndarray, Tensor)):
             found = type(value).__name__
             raise TypeError(f"`{name}` must be a numpy array, a torch tensor or a list of one of these; got {found}.")
@@ -802,12 +831,12 @@ class StereoImageProcessor:
                 f"`{name}` must have one map of the size of each photograph, shape [B,1,H,W] = "
                 f"{[batch_size, 1, height, width]}; got {list(loaded.shape)}."
             )
-        return loaded.reshape(batch_size, 1, height, width).float()
+        return loaded.reshape(batch_size, 1, height, width).to(torch.float32, copy=True)
 
     # --- out ---
 
     @staticmethod
-    def postprocess(images: Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+    def postprocess(images: Tensor, output_type: str) -> Any:
         """Convert images [B,3,H,W] in [0,1] to `output_type`: "pt" as they are, "np" [B,H,W,3], "pil" a list."""
         if output_type == "pt":
             return images
@@ -817,7 +846,7 @@ class StereoImageProcessor:
         return [PIL.Image.fromarray(one) for one in np.rint(array * 255.0).astype(np.uint8)]
 
     @staticmethod
-    def postprocess_map(value: Tensor | None, output_type: str) -> np.ndarray | Tensor | None:
+    def postprocess_map(value: Tensor | None, output_type: str) -> Any:
         """Convert a map or mask [B,1,H,W] to `output_type`: "pt" as it is, "np" [B,H,W,1], "pil" an array [B,H,W]."""
         if value is None or output_type == "pt":
             return value
@@ -1019,12 +1048,20 @@ class ZeroStereoPipeline(DiffusionPipeline):
         ):
             if value not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
-        latent_channels = vae.config.latent_channels if vae is not None else None
-        if unet is not None and vae is not None and unet.config.in_channels != 2 * latent_channels + 1:
-            raise ValueError(
-                f"`unet` must take 2 x latent + 1 = {2 * latent_channels + 1} channels for this `vae`; "
-                f"got {unet.config.in_channels}."
-            )
+        for name, value, least in (
+            ("default_num_inference_steps", default_num_inference_steps, 1),
+            ("default_depth_resolution", default_depth_resolution, 0),
+            ("depth_size_multiple", depth_size_multiple, 1),
+        ):
+            if not _is_int(value) or value < least:
+                raise ValueError(f"`{name}` must be an integer >= {least}; got {value!r}.")
+        if unet is not None and vae is not None:
+            channels = 2 * vae.config.latent_channels + 1
+            if unet.config.in_channels != channels:
+                raise ValueError(
+                    f"`unet` must take 2 x latent + 1 = {channels} channels for this `vae`; "
+                    f"got {unet.config.in_channels}."
+                )
         self.register_modules(
             unet=unet,
             vae=vae,
@@ -1069,17 +1106,18 @@ class ZeroStereoPipeline(DiffusionPipeline):
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json in the form that the Hub loads, and this file beside it.
 
-        `save_pretrained` calls this last, before an upload. A link to this file that already stands there is kept.
+        `save_pretrained` calls this last, before an upload. A link that leads to the
+        same text is kept; what it leads to is never written.
         """
         super().save_config(save_directory, push_to_hub=False, **kwargs)
-        source = Path(inspect.getsourcefile(type(self)))
+        source = Path(inspect.getfile(type(self)))
         target = Path(save_directory) / PIPELINE_FILE
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
+        if not (target.exists() and target.read_bytes() == source.read_bytes()):
+            _write_file(target, source.read_text(encoding="utf-8"))
         index = Path(save_directory) / self.config_name
         config = json.loads(index.read_text(encoding="utf-8"))
         config["_class_name"] = [Path(PIPELINE_FILE).stem, "ZeroStereoPipeline"]
-        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_file(index, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict:
@@ -1108,11 +1146,10 @@ class ZeroStereoPipeline(DiffusionPipeline):
             ValueError: no depth estimator; or its output is not finite.
         """
         self._check_depth_arguments(depth_resolution)
-        if depth_resolution is None:
-            depth_resolution = self.config.default_depth_resolution
+        bound = self.config.default_depth_resolution if depth_resolution is None else depth_resolution
         image = self.image_processor.preprocess(image).to(self._execution_device)  # [B,3,H,W]
         B, _, H, W = image.shape
-        h, w = self._depth_input_size(H, W, depth_resolution)
+        h, w = self._depth_input_size(H, W, bound)
         if (h, w) != (H, W):
             image = functional.interpolate(image, (h, w), mode="bicubic", antialias=True).clamp(0.0, 1.0)  # [B,3,h,w]
         mean, std = (
@@ -1141,26 +1178,27 @@ class ZeroStereoPipeline(DiffusionPipeline):
             return height, width
         return max(1, round(height * resolution / short)), max(1, round(width * resolution / short))
 
-    def select_disparity(self, normalized_inverse_depth: Tensor, disparity_scale: Tensor) -> Tensor:
+    def select_disparity(
+        self, normalized_inverse_depth: Tensor, disparity_scale: float | list[float] | Tensor
+    ) -> Tensor:
         """Fit a normalised inverse depth to the image width and sharpen it.
 
         Args:
             normalized_inverse_depth: [B,1,H,W] float in [0,1].
-            disparity_scale: [B] float, s: largest disparity as a share of the width.
+            disparity_scale: s, a number or one per image: largest disparity as a share of the width.
 
         Returns:
             [B,1,H,W] float32, px, input view.
         """
         _check_map("normalized_inverse_depth", normalized_inverse_depth)
         B, _, _, W = normalized_inverse_depth.shape
-        scale = disparity_scale.to(normalized_inverse_depth.device, torch.float32)
-        if scale.shape != (B,):
-            raise ValueError(f"`disparity_scale` must have shape [B] = {[B]}; got {list(scale.shape)}.")
+        scale = _load_scale(disparity_scale, B).to(normalized_inverse_depth.device)  # [B]
         return sharpen_disparity(normalized_inverse_depth.float() * (scale * W).view(B, 1, 1, 1))
 
-    def warp(self, image: PILImageInput, disparity: Tensor) -> WarpResult:
-        """Warp photographs by their disparity [B,1,H,W], px: `forward_warp` on the pipeline's device."""
+    def warp(self, image: PILImageInput, disparity: np.ndarray | Tensor) -> WarpResult:
+        """Warp photographs by their disparity, px, in any form that `__call__` takes: `forward_warp` on the device."""
         image = self.image_processor.preprocess(image).to(self._execution_device)
+        disparity = self.image_processor.load_map("disparity", disparity, image.shape[0], *image.shape[2:])
         return forward_warp(image, disparity.to(image.device))
 
     @torch.no_grad()
@@ -1177,14 +1215,11 @@ class ZeroStereoPipeline(DiffusionPipeline):
         if self.config.empty_prompt_embeds is not None:
             self._prompt_embeds = torch.tensor(self.config.empty_prompt_embeds, dtype=torch.float32)[None]
             return self._prompt_embeds
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(
-                "`text_encoder` and `tokenizer` are needed because `empty_prompt_embeds` is not configured; "
-                f"got {type(self.text_encoder).__name__} and {type(self.tokenizer).__name__}."
-            )
-        tokens = self.tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
-        self._prompt_embeds = self.text_encoder(tokens.to(self._execution_device))[0]  # [1,2,channels]
-        return self._prompt_embeds
+        self._check_prompt()
+        tokens = self.tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids  # [1,2]
+        prompt_embeds: Tensor = self.text_encoder(tokens.to(self._execution_device))[0]  # [1,2,channels]
+        self._prompt_embeds = prompt_embeds
+        return prompt_embeds
 
     def prepare_latents(
         self,
@@ -1229,16 +1264,26 @@ class ZeroStereoPipeline(DiffusionPipeline):
         Raises:
             ValueError: shapes disagree, or `new_view_disparity` is needed and missing.
         """
-        warped = self.image_processor.preprocess(warped_image).to(self._execution_device)
+        warped = self.image_processor.preprocess(warped_image).to(self._execution_device)  # [B,3,H,W]
+        self._check_inpaint_inputs(warped, hole_mask, new_view_disparity)
+        self._check_loop_inputs(
+            len(warped),
+            warped.shape[-2:],
+            num_inference_steps,
+            generator,
+            latents,
+            callback_on_step_end_tensor_inputs,
+        )
         hole_mask = hole_mask.to(warped.device)
-        _check_warped("warped_image", warped, "hole_mask", hole_mask)
-        self._check_loop_arguments(len(warped), warped.shape[-2:], num_inference_steps, generator, latents)
+        if new_view_disparity is not None:
+            new_view_disparity = new_view_disparity.to(warped.device)
         if num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
+        self._interrupt = False
 
         # 1. What the UNet is told: the view with its holes covered, and where they are.
         # Model invocation: self.vae, self.text_encoder.
-        masked = self._cover_holes(warped, hole_mask, new_view_disparity)  # [B,3,H,W] in [-1,1]
+        masked = cover_holes(warped, hole_mask, new_view_disparity, self.config.masked_fill)  # [B,3,H,W] in [-1,1]
         padded, padding = pad_to_multiple(masked, self.vae_scale_factor)  # [B,3,Hp,Wp]
         padded_mask, _ = pad_to_multiple(hole_mask, self.vae_scale_factor)  # [B,1,Hp,Wp]
         dtype = self.unet.dtype
@@ -1253,7 +1298,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=warped.device)
         timesteps, step_kwargs = self.scheduler.timesteps, self._scheduler_step_kwargs(generator)
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        with self.progress_bar(total=len(timesteps)) as progress_bar:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(timesteps):
                 if self._interrupt:
                     break
@@ -1262,7 +1307,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
                 prediction = self.unet(stacked, t, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
                 latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0].to(dtype)
                 if callback_on_step_end is not None:
-                    state = {
+                    state: dict[str, Tensor] = {
                         "latents": latents,
                         "latent_mask": latent_mask,
                         "masked_image_latents": masked_image_latents,
@@ -1278,16 +1323,6 @@ class ZeroStereoPipeline(DiffusionPipeline):
         # Model invocation: self.vae.
         decoded = unpad(decode_latents(self.vae, latents).float(), padding)  # [B,3,H,W] about [-1,1]
         return torch.where(hole_mask, (decoded / 2 + 0.5).clamp(0.0, 1.0), warped)
-
-    def _cover_holes(self, warped: Tensor, hole_mask: Tensor, new_view_disparity: Tensor | None) -> Tensor:
-        """Return the warped view [B,3,H,W] in [-1,1] as the weights want to see its holes."""
-        if self.config.masked_fill == "zero":
-            return (2 * warped - 1).masked_fill(hole_mask, 0.0)
-        if new_view_disparity is None:
-            raise ValueError(
-                '`new_view_disparity` must be given because these weights have `masked_fill="background"`; got None.'
-            )
-        return 2 * fill_from_background(warped, hole_mask, new_view_disparity.to(warped.device)) - 1
 
     def _scheduler_step_kwargs(self, generator: torch.Generator | list[torch.Generator] | None) -> dict:
         """Keyword arguments of `scheduler.step` that only some schedulers know."""
@@ -1307,9 +1342,38 @@ class ZeroStereoPipeline(DiffusionPipeline):
                 f"got {depth_resolution!r}."
             )
 
-    def _check_loop_arguments(
-        self, batch_size: int, size: tuple[int, ...], num_inference_steps: Any, generator: Any, latents: Any
+    def _check_prompt(self) -> None:
+        missing = self.text_encoder is None or self.tokenizer is None
+        if missing and self._prompt_embeds is None and self.config.empty_prompt_embeds is None:
+            raise ValueError(
+                "`text_encoder` and `tokenizer` are needed because `empty_prompt_embeds` is not configured; "
+                f"got {type(self.text_encoder).__name__} and {type(self.tokenizer).__name__}."
+            )
+
+    def _check_inpaint_inputs(self, warped: Tensor, hole_mask: Any, new_view_disparity: Any) -> None:
+        _check_warped("warped_image", warped, "hole_mask", hole_mask)
+        if new_view_disparity is None and self.config.masked_fill == "background":
+            raise ValueError(
+                '`new_view_disparity` must be given because these weights have `masked_fill="background"`; got None.'
+            )
+        if new_view_disparity is not None:
+            _check_map("new_view_disparity", new_view_disparity)
+            if new_view_disparity.shape != hole_mask.shape:
+                raise ValueError(
+                    f"`new_view_disparity` must have the shape of `hole_mask`, {list(hole_mask.shape)}; "
+                    f"got {list(new_view_disparity.shape)}."
+                )
+
+    def _check_loop_inputs(
+        self,
+        batch_size: int,
+        size: tuple[int, ...],
+        num_inference_steps: Any,
+        generator: Any,
+        latents: Any,
+        callback_on_step_end_tensor_inputs: list[str] | None,
     ) -> None:
+        self._check_prompt()
         if num_inference_steps is not None and (not _is_int(num_inference_steps) or num_inference_steps < 1):
             raise ValueError(f"`num_inference_steps` must be an integer >= 1; got {num_inference_steps!r}.")
         generators = generator if isinstance(generator, list) else [generator]
@@ -1326,6 +1390,12 @@ class ZeroStereoPipeline(DiffusionPipeline):
             if not isinstance(latents, Tensor) or list(latents.shape) != expected:
                 found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
                 raise ValueError(f"`latents` must be a tensor of shape [B,c,h,w] = {expected}; got {found}.")
+        unknown = set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}; "
+                f"got {sorted(unknown)}."
+            )
 
     def check_inputs(
         self,
@@ -1342,7 +1412,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
     ) -> None:
         """Raise on anything that `__call__` could not use, before any network runs. Takes loaded tensors."""
         B, _, H, W = image.shape
-        self._check_loop_arguments(B, (H, W), num_inference_steps, generator, latents)
+        self._check_loop_inputs(B, (H, W), num_inference_steps, generator, latents, callback_on_step_end_tensor_inputs)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}; got {output_type!r}.")
         if inverse_depth is None and disparity is None:
@@ -1354,21 +1424,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
             )
         self._check_maps(inverse_depth, disparity, disparity_scale)
         if disparity_scale is not None:
-            scales = torch.as_tensor(disparity_scale, dtype=torch.float32)
-            if scales.ndim > 1 or scales.numel() not in (1, B):
-                raise ValueError(
-                    f"`disparity_scale` must be a number or one number per image, {B}; got {disparity_scale!r}."
-                )
-            if not ((scales > 0) & (scales <= 1)).all():
-                raise ValueError(
-                    f"`disparity_scale` must lie in (0, 1], a share of the image width; got {disparity_scale!r}."
-                )
-        unknown = set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}; "
-                f"got {sorted(unknown)}."
-            )
+            _load_scale(disparity_scale, B)
 
     @staticmethod
     def _check_maps(inverse_depth: Tensor | None, disparity: Tensor | None, disparity_scale: Any) -> None:
@@ -1460,7 +1516,6 @@ class ZeroStereoPipeline(DiffusionPipeline):
         )
         device = self._execution_device
         image = image.to(device)
-        self._interrupt = False
 
         # 2. Estimate the inverse depth and how far it agrees with that of the mirror image.
         # Model invocation: self.depth_estimator.
@@ -1477,7 +1532,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
             if disparity_scale is None:
                 scale = sample_disparity_scale(B, generator)  # [B]
             else:
-                scale = torch.as_tensor(disparity_scale, dtype=torch.float32).cpu().expand(B).clone()  # [B]
+                scale = _load_scale(disparity_scale, B)  # [B]
+            assert normalized is not None  # by step 2
             disparity = self.select_disparity(normalized, scale)  # [B,1,H,W]
         disparity = disparity.to(device)
 
@@ -1515,6 +1571,35 @@ class ZeroStereoPipeline(DiffusionPipeline):
         return output if return_dict else tuple(getattr(output, name) for name in output.__dataclass_fields__)
 
 
+def _load_scale(disparity_scale: Any, batch_size: int) -> Tensor:
+    """Load a disparity scale, a number or one per image, as [B] float32 on the CPU.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: another count, or a number outside (0, 1].
+    """
+    numbers = disparity_scale if isinstance(disparity_scale, (list, tuple)) else [disparity_scale]
+    accepted = (int, float, np.number, np.ndarray, Tensor)
+    kinds = {type(one).__name__ for one in numbers if isinstance(one, bool) or not isinstance(one, accepted)}
+    if kinds:
+        raise TypeError(f"`disparity_scale` must be a number or one number per image; got {', '.join(sorted(kinds))}.")
+    scale = torch.as_tensor(disparity_scale, dtype=torch.float32).cpu()
+    if scale.ndim > 1 or scale.numel() not in (1, batch_size):
+        raise ValueError(
+            f"`disparity_scale` must be a number or one number per image, {batch_size}; got {disparity_scale!r}."
+        )
+    if not ((scale > 0) & (scale <= 1)).all():
+        raise ValueError(f"`disparity_scale` must lie in (0, 1], a share of the image width; got {disparity_scale!r}.")
+    return scale.expand(batch_size).clone()
+
+
 def _is_int(value: Any) -> bool:
     """Tell whether value is an integer number; True and False are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _write_file(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it; a link is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -25,7 +26,7 @@ import PIL.PngImagePlugin
 import torch
 from tqdm.auto import tqdm
 
-from pipeline_zerostereo import StereoImageProcessor, ZeroStereoPipeline, ZeroStereoPipelineOutput
+from pipeline_zerostereo import StereoImageProcessor, ZeroStereoPipeline
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent / "weights" / "zerostereo-tiny"
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -108,15 +109,13 @@ def photo_seed(seed: int, content: bytes) -> int:
     return int.from_bytes(digest[:8], "big") >> 1  # generators take 63 bits
 
 
-def write_result(
-    target: Path, photo: PIL.Image.Image, pair: ZeroStereoPipelineOutput, parameters: dict
-) -> dict[str, str]:
+def write_result(target: Path, photo: PIL.Image.Image, pair: Any, parameters: dict) -> dict[str, str]:
     """Write every file of one photograph, complete or not at all.
 
     Args:
         target: result folder; an older one there is replaced.
         photo: the left view, upright RGB.
-        pair: output of the pipeline for this one photograph, `output_type="pil"`.
+        pair: `ZeroStereoPipelineOutput` of this one photograph, `output_type="pil"`.
         parameters: what made it; written to result.json.
 
     Returns:
@@ -184,7 +183,7 @@ def synthesize(pipe: ZeroStereoPipeline, path: Path, target: Path, options: argp
     with PIL.Image.open(path) as opened:
         image = pipe.image_processor.preprocess(opened)  # [1,3,H,W]
     seed = photo_seed(options.seed, content)
-    pair = pipe(
+    pair: Any = pipe(
         image,
         disparity_scale=options.disparity_scale,
         num_inference_steps=options.steps,

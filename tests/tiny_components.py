@@ -57,9 +57,12 @@ def fill_by_rule(module: nn.Module) -> nn.Module:
 
 
 def make_unet(latent_channels: int = 4) -> UNet2DConditionModel:
+    """2 x latent + 1 input channels; the recorded network for 4 latent channels, a smaller one for others."""
     config = read_golden_config("stereogen_tiny")["unet_config"]
-    channels = {"in_channels": 2 * latent_channels + 1, "out_channels": latent_channels}
-    return fill_by_rule(UNet2DConditionModel(**{**config, **channels}))
+    if latent_channels != 4:
+        smaller = {"in_channels": 2 * latent_channels + 1, "out_channels": latent_channels}
+        config = {**config, **smaller, "block_out_channels": (16, 32)}
+    return fill_by_rule(UNet2DConditionModel(**config))
 
 
 def make_kl_autoencoder() -> AutoencoderKL:
@@ -145,7 +148,7 @@ def configured_prompt() -> list[list[float]]:
 def official_pipeline(tokenizer_folder: Path, **changes: Any) -> ZeroStereoPipeline:
     """Return a pipeline laid out like the published weights, with `changes` to its arguments."""
     arguments = {
-        "unet": make_unet(latent_channels=4),
+        "unet": make_unet(),
         "vae": make_kl_autoencoder(),
         "scheduler": make_ddim(),
         "depth_estimator": make_depth_anything(),

@@ -10,7 +10,9 @@ The same command assembled weights/zerostereo-tiny, with the flags in that folde
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
@@ -49,7 +51,7 @@ def load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     Raises:
         ValueError: another class.
     """
-    name = AutoencoderKL.load_config(folder)["_class_name"]
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     if name not in VAE_CLASSES:
         raise ValueError(f"`--vae` must be of class {' or '.join(VAE_CLASSES)}; got {name}.")
     return VAE_CLASSES[name].from_pretrained(folder)
@@ -58,12 +60,13 @@ def load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
 def main(arguments: list[str] | None = None) -> None:
     """Load the components and write the folder."""
     options = parse_arguments(arguments)
-    unet = UNet2DConditionModel.from_pretrained(options.unet)
+    unet: Any = UNet2DConditionModel.from_pretrained(options.unet)
+    scheduler: Any = DDIMScheduler.from_pretrained(options.scheduler)
     folder = write_pipeline_folder(
         options.output,
         unet=unet,
         vae=load_vae(options.vae),
-        scheduler=DDIMScheduler.from_pretrained(options.scheduler),
+        scheduler=scheduler,
         depth_estimator=AutoModelForDepthEstimation.from_pretrained(options.depth_estimator),
         dtype=torch.float32 if options.full_precision else torch.float16,
         link_pipeline_file=options.link,

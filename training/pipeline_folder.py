@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
@@ -29,7 +30,7 @@ def write_pipeline_folder(
     depth_estimator: PreTrainedModel | None,
     dtype: torch.dtype = torch.float16,
     link_pipeline_file: bool = False,
-    **configuration: object,
+    **configuration: Any,
 ) -> Path:
     """Write a publishable pipeline folder, complete or not at all.
 
@@ -56,7 +57,7 @@ def write_pipeline_folder(
     directory = Path(directory)
     if directory.exists():
         raise FileExistsError(f"`directory` must not exist yet; got {directory}.")
-    networks = {
+    networks: dict[str, Any] = {
         name: None if network is None else _cast_copy(network, dtype)
         for name, network in (("unet", unet), ("vae", vae), ("depth_estimator", depth_estimator))
     }
