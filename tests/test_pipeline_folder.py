@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.tiny_components import (
     make_unet,
 )
 from training import export_pipeline
-from training.pipeline_folder import write_pipeline_folder
+from training.pipeline_folder import render_card, write_pipeline_folder
 
 
 def tiny_parts() -> dict:
@@ -83,3 +84,19 @@ def test_the_export_takes_either_autoencoder_and_no_other_class(tmp_path):
     config.write_text(config.read_text().replace('"AutoencoderKL"', '"VQModel"'))
     with pytest.raises(ValueError, match="`--vae` must be of class AutoencoderKL or AutoencoderTiny; got VQModel"):
         export_pipeline.load_vae(tmp_path / "kl")
+
+
+def test_a_card_is_rendered_from_the_template_and_misses_nothing(tmp_path):
+    template = tmp_path / "card.md"
+    template.write_text("---\n{{ card_data }}\n---\n# {{ title }}\n\n{{ figures }}\n")
+    values = {"card_data": {"license": "apache-2.0", "tags": ["stereo"]}, "title": "Tiny", "figures": ["a", "b"]}
+    card = render_card(values, template)
+    assert card == "---\nlicense: apache-2.0\ntags:\n- stereo\n---\n# Tiny\n\na\nb\n"
+    with pytest.raises(ValueError, match=r"names of card.md, .*; missing \['title'\], unknown \['limit'\]"):
+        render_card({"card_data": {}, "figures": "", "limit": ""}, template)
+
+
+def test_the_embedded_weights_card_is_rendered_from_its_values():
+    folder = Path(__file__).resolve().parent.parent / "weights" / "zerostereo-tiny"
+    values = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert (folder / "README.md").read_text(encoding="utf-8") == render_card(values)

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from transformers import AutoModelForDepthEstimation
 
 from pipeline_zerostereo import DEPTH_PREDICTIONS, LATENT_MASK_REDUCTIONS, MASKED_FILLS
-from training.pipeline_folder import write_pipeline_folder
+from training.pipeline_folder import render_card, write_pipeline_folder
 
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
@@ -40,6 +40,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--depth-resolution", type=int, default=0, help="short side in px the depth model likes; 0 = any"
     )
     parser.add_argument("--depth-size-multiple", type=int, default=14, help="of the depth model (%(default)s)")
+    parser.add_argument(
+        "--card", type=Path, metavar="JSON", help="values of model_card.md: writes the folder's README.md"
+    )
     parser.add_argument("--full-precision", action="store_true", help="store float32 instead of float16")
     parser.add_argument("--link", action="store_true", help="link the pipeline file of this checkout, do not copy it")
     return parser.parse_args(arguments)
@@ -78,6 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
         depth_size_multiple=options.depth_size_multiple,
         empty_prompt_embeds=[[0.0] * unet.config.cross_attention_dim],  # these UNets never saw a prompt
     )
+    if options.card is not None:
+        values = json.loads(options.card.read_text(encoding="utf-8"))
+        (folder / "README.md").write_text(render_card(values), encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     print(f"{folder}: {size / 1e6:.1f} MB of weights")
 

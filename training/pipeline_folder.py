@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained components -> a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
 
-The one place that knows what such a folder holds. It knows nothing of training and runs no network.
+The one place that knows what such a folder holds, its card included. It knows nothing of training and runs no network.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 import pipeline_zerostereo
 from pipeline_zerostereo import PIPELINE_FILE, ZeroStereoPipeline
+
+CARD_TEMPLATE = Path(pipeline_zerostereo.__file__).resolve().parent / "model_card.md"
 
 
 def write_pipeline_folder(
@@ -75,6 +79,28 @@ def write_pipeline_folder(
         (partial / PIPELINE_FILE).symlink_to(os.path.relpath(source, directory.resolve()))
     partial.rename(directory)
     return directory
+
+
+def render_card(values: dict[str, Any], template: Path = CARD_TEMPLATE) -> str:
+    """Render a folder's card (its README.md) from the template of all cards.
+
+    Args:
+        values: "card_data", the front matter as a dictionary, and the Markdown of every other name in the template; a
+            list of strings counts as lines.
+        template: Markdown with {{ names }}.
+
+    Raises:
+        ValueError: a name of the template is missing, or there is no such name.
+    """
+    names = set(re.findall(r"{{ (\w+) }}", template.read_text(encoding="utf-8")))
+    if set(values) != names:
+        raise ValueError(
+            f"`values` must hold the names of {template.name}, {sorted(names)}; "
+            f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}."
+        )
+    texts = {name: "\n".join(text) if isinstance(text, list) else text for name, text in values.items()}
+    data = ModelCardData(**texts.pop("card_data"))
+    return ModelCard.from_template(data, template_path=str(template), **texts).content.rstrip() + "\n"
 
 
 def _cast_copy(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
