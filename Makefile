@@ -44,8 +44,8 @@ lint: $(INSTALLED_DEV)  ## check style and types only
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m basedpyright --pythonpath $(VENV_PYTHON)
 
-clean:  ## remove the environment, OUT and caches
-	rm -rf "$(VENV)" "$(OUT)" .pytest_cache .ruff_cache
+clean:  ## remove .venv, out and caches
+	rm -rf .venv out .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):

@@ -168,9 +168,9 @@ def flip_consistency(normalized: Tensor, normalized_of_mirror: Tensor) -> FlipCo
 
 
 def _check_scale_distribution(center: float, radius: float) -> None:
-    if radius <= 0:
+    if not radius > 0:
         raise ValueError(f"`radius` must be positive; got {radius}.")
-    if center - 2 * radius < 0 or center + 2 * radius > 1:
+    if not (center - 2 * radius >= 0 and center + 2 * radius <= 1):
         raise ValueError(
             "`center` must keep center - 2 * radius >= 0 and center + 2 * radius <= 1; "
             f"got center={center}, radius={radius}."
@@ -202,6 +202,10 @@ def scale_from_uniforms(
     c = .1, r = .05 both are 0, and we follow the paper for other values.
     """
     _check_scale_distribution(center, radius)
+    for name, draw in (("segment_draw", segment_draw), ("position_draw", position_draw)):
+        if not isinstance(draw, Tensor) or not draw.is_floating_point():
+            found = draw.dtype if isinstance(draw, Tensor) else type(draw).__name__
+            raise TypeError(f"`{name}` must be a float tensor; got {found}.")
     if segment_draw.shape != position_draw.shape:
         raise ValueError(
             f"`position_draw` must have the shape of `segment_draw`, {list(segment_draw.shape)}; "
@@ -241,8 +245,8 @@ def sample_disparity_scale(
     Source: ZeroStereo, ADS. The official code draws from numpy's global state, so its scales depend on the order of
     the files and the number of processes; here a photograph's scale depends on its generator alone.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+    if not _is_int(batch_size) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be an integer of at least 1; got {batch_size!r}.")
     generators = generator if isinstance(generator, list) else [generator] * batch_size
     if len(generators) != batch_size:
         raise ValueError(f"`generator` must hold one generator per image, {batch_size}; got {len(generators)}.")
@@ -284,7 +288,7 @@ def sharpen_disparity(disparity: Tensor, threshold: float = SHARPEN_THRESHOLD) -
     """
     _check_map("disparity", disparity)
     _check_finite("disparity", disparity)
-    if threshold <= 0:
+    if not threshold > 0:
         raise ValueError(f"`threshold` must be positive; got {threshold}.")
     if (disparity < 0).any():
         raise ValueError(f"`disparity` must not be negative; got a minimum of {disparity.min().item()}.")
@@ -728,13 +732,14 @@ class StereoImageProcessor:
     # --- in ---
 
     @staticmethod
-    def preprocess(image: PILImageInput) -> Tensor:
+    def preprocess(image: PILImageInput, name: str = "image") -> Tensor:
         """Load one photograph or a batch of equal size.
 
         Args:
             image: PIL image; array [H,W,3] or [B,H,W,3]; tensor [3,H,W] or [B,3,H,W]; or a list of one of these kinds
                 without the batch axis. Arrays and tensors are uint8 in 0..255 or float in [0,1]. The EXIF orientation
                 of PIL images is applied; grey, palette and CMYK images become RGB.
+            name: the argument, for messages.
 
         Returns:
             [B,3,H,W] float32 in [0,1], on the device of the tensors handed in, else on the CPU. A float32 tensor
@@ -747,24 +752,24 @@ class StereoImageProcessor:
         """
         items = image if isinstance(image, list) else [image]
         if not items:
-            raise ValueError("`image` must hold at least one image; got an empty list.")
-        tensors = [StereoImageProcessor._to_tensor(item, listed=isinstance(image, list)) for item in items]
+            raise ValueError(f"`{name}` must hold at least one image; got an empty list.")
+        tensors = [StereoImageProcessor._to_tensor(item, name, listed=isinstance(image, list)) for item in items]
         sizes = [tuple(tensor.shape[-2:]) for tensor in tensors]
         if len(set(sizes)) > 1:
             raise ValueError(
-                "`image` must hold images of one size per call; got heights and widths "
+                f"`{name}` must hold images of one size per call; got heights and widths "
                 f"{[list(size) for size in sizes]}. Call the pipeline once per size."
             )
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)  # [B,3,H,W]
 
     @staticmethod
-    def _to_tensor(image: Any, listed: bool) -> Tensor:
+    def _to_tensor(image: Any, name: str, listed: bool) -> Tensor:
         """Load one item of `image=` as [1,3,H,W], or [B,3,H,W] for a batched array that is not part of a list."""
         if isinstance(image, PIL.Image.Image):
-            image = np.array(StereoImageProcessor._to_rgb(image))  # [H,W,3] uint8
+            image = np.array(StereoImageProcessor._to_rgb(image, name))  # [H,W,3] uint8
         elif not isinstance(image, (np.ndarray, Tensor)):
             raise TypeError(
-                "`image` must be a PIL image, a numpy array, a torch tensor or a list of one of these; "
+                f"`{name}` must be a PIL image, a numpy array, a torch tensor or a list of one of these; "
                 f"got {type(image).__name__}."
             )
         layout = "[B,H,W,3] or [H,W,3]" if isinstance(image, np.ndarray) else "[B,3,H,W] or [3,H,W]"
@@ -772,30 +777,30 @@ class StereoImageProcessor:
         wrong_rank = image.ndim not in ((3,) if listed else (3, 4))
         if wrong_rank or image.shape[channel_axis] != 3 or 0 in image.shape:
             wanted = layout.split(" or ")[1] if listed else layout
-            raise ValueError(f"`image` must have shape {wanted}; got {list(image.shape)}.")
+            raise ValueError(f"`{name}` must have shape {wanted}; got {list(image.shape)}.")
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
         image = image if image.ndim == 4 else image[None]
         if image.dtype == torch.uint8:
             return image.float() / 255.0
         if not image.is_floating_point():
-            raise ValueError(f"`image` must be uint8 in 0..255 or float in [0, 1]; got dtype {image.dtype}.")
+            raise ValueError(f"`{name}` must be uint8 in 0..255 or float in [0, 1]; got dtype {image.dtype}.")
         lowest, highest = (bound.item() for bound in torch.aminmax(image))
         if not (lowest >= 0.0 and highest <= 1.0):
-            raise ValueError(f"`image` must lie in [0, 1] where it is float; got {lowest:g} to {highest:g}.")
+            raise ValueError(f"`{name}` must lie in [0, 1] where it is float; got {lowest:g} to {highest:g}.")
         return image.float()
 
     @staticmethod
-    def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
         """Apply the EXIF orientation and return 8-bit RGB, refusing what cannot become RGB without a choice."""
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             raise ValueError(
-                f"`image` must have no alpha channel; got a PIL image of mode {image.mode!r}. "
+                f"`{name}` must have no alpha channel; got a PIL image of mode {image.mode!r}. "
                 "Composite it on a background first."
             )
         if image.mode not in ("RGB", "L", "1", "P", "CMYK", "YCbCr"):
             raise ValueError(
-                f"`image` must be a PIL image of 8 bits a channel; got mode {image.mode!r}. "
+                f"`{name}` must be a PIL image of 8 bits a channel; got mode {image.mode!r}. "
                 "Scale it to 8 bits, or pass a float array in [0, 1]."
             )
         return PIL.ImageOps.exif_transpose(image).convert("RGB")
@@ -816,13 +821,13 @@ class StereoImageProcessor:
             ValueError: another shape than the photographs'.
         """
         if isinstance(value, list) and value and all(isinstance(item, (np.ndarray, Tensor)) for item in value):
-            maps = [torch.as_tensor(item) for item in value]
+            maps = [StereoImageProcessor._map_to_tensor(item) for item in value]
             wrong = [one for one in maps if tuple(one.shape) != (height, width)]
             value = wrong[0] if wrong else torch.stack(maps)
         if not isinstance(value, (np.ndarray, Tensor)):
             found = type(value).__name__
             raise TypeError(f"`{name}` must be a numpy array, a torch tensor or a list of one of these; got {found}.")
-        loaded = torch.as_tensor(value)
+        loaded = StereoImageProcessor._map_to_tensor(value)
         accepted = [(batch_size, height, width), (batch_size, 1, height, width), (batch_size, height, width, 1)]
         if batch_size == 1:
             accepted.append((height, width))
@@ -832,6 +837,11 @@ class StereoImageProcessor:
                 f"{[batch_size, 1, height, width]}; got {list(loaded.shape)}."
             )
         return loaded.reshape(batch_size, 1, height, width).to(torch.float32, copy=True)
+
+    @staticmethod
+    def _map_to_tensor(value: np.ndarray | Tensor) -> Tensor:
+        """Take arrays of any strides, byte order and numeric dtype."""
+        return torch.from_numpy(np.array(value, dtype=np.float32)) if isinstance(value, np.ndarray) else value
 
     # --- out ---
 
@@ -853,16 +863,23 @@ class StereoImageProcessor:
         array = value.movedim(1, -1).cpu().numpy()  # [B,H,W,1]
         return array if output_type == "np" else array[..., 0]
 
+    @staticmethod
+    def postprocess_vector(value: Tensor | None, output_type: str) -> Any:
+        """Convert one number per image [B] to `output_type`: "pt" as they are, else an array [B]."""
+        return value if value is None or output_type == "pt" else value.cpu().numpy()
+
     # --- pictures ---
 
     @staticmethod
     def _to_maps(value: np.ndarray | Tensor) -> np.ndarray:
         """Bring any of the shapes of an output map to [B,H,W]."""
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        if array.ndim == 4 and isinstance(value, Tensor):
-            return array[:, 0]
-        if array.ndim == 4:
-            return array[..., 0]
+        if array.ndim == 4 and 1 in (array.shape[1], array.shape[3]):
+            return array[:, 0] if array.shape[1] == 1 else array[..., 0]
+        if array.ndim not in (2, 3):
+            raise ValueError(
+                f"`value` must be maps of shape [H,W], [B,H,W], [B,1,H,W] or [B,H,W,1]; got {list(array.shape)}."
+            )
         return array if array.ndim == 3 else array[None]
 
     @staticmethod
@@ -894,9 +911,13 @@ class StereoImageProcessor:
     @staticmethod
     def visualize_mask(mask: np.ndarray | Tensor) -> list[PIL.Image.Image]:
         """Paint masks: white where True, black elsewhere; mode "L"."""
-        return [
-            PIL.Image.fromarray(np.where(one, 255, 0).astype(np.uint8)) for one in StereoImageProcessor._to_maps(mask)
-        ]
+        return StereoImageProcessor.visualize_confidence(mask)
+
+    @staticmethod
+    def visualize_confidence(confidence: np.ndarray | Tensor) -> list[PIL.Image.Image]:
+        """Paint maps in [0,1] as 8-bit grey: black = 0, white = 1; mode "L"."""
+        maps = StereoImageProcessor._to_maps(confidence)
+        return [PIL.Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in maps]
 
     @staticmethod
     def export_disparity_to_16bit_png(disparity: np.ndarray | Tensor) -> list[tuple[PIL.Image.Image, float]]:
@@ -928,11 +949,14 @@ class StereoImageProcessor:
         return encoded
 
     @staticmethod
-    def _check_views(left_view: PIL.Image.Image, right_view: PIL.Image.Image) -> None:
-        if left_view.size != right_view.size:
-            raise ValueError(
-                f"`right_view` must have the size of `left_view`, {left_view.size}; got {right_view.size}."
-            )
+    def _load_views(
+        left_view: PIL.Image.Image, right_view: PIL.Image.Image
+    ) -> tuple[PIL.Image.Image, PIL.Image.Image]:
+        """Apply the EXIF orientation, which the pipeline applied too, and make both RGB."""
+        left, right = (PIL.ImageOps.exif_transpose(view).convert("RGB") for view in (left_view, right_view))
+        if left.size != right.size:
+            raise ValueError(f"`right_view` must have the size of `left_view`, {left.size}; got {right.size}.")
+        return left, right
 
     @staticmethod
     def side_by_side(left_view: PIL.Image.Image, right_view: PIL.Image.Image) -> PIL.Image.Image:
@@ -941,10 +965,10 @@ class StereoImageProcessor:
         Raises:
             ValueError: views of different sizes.
         """
-        StereoImageProcessor._check_views(left_view, right_view)
-        picture = PIL.Image.new("RGB", (2 * left_view.width, left_view.height))
-        picture.paste(left_view.convert("RGB"), (0, 0))
-        picture.paste(right_view.convert("RGB"), (left_view.width, 0))
+        left, right = StereoImageProcessor._load_views(left_view, right_view)
+        picture = PIL.Image.new("RGB", (2 * left.width, left.height))
+        picture.paste(left, (0, 0))
+        picture.paste(right, (left.width, 0))
         return picture
 
     @staticmethod
@@ -954,8 +978,8 @@ class StereoImageProcessor:
         Raises:
             ValueError: views of different sizes.
         """
-        StereoImageProcessor._check_views(left_view, right_view)
-        left, right = (np.asarray(view.convert("RGB"), dtype=np.float32) for view in (left_view, right_view))
+        views = StereoImageProcessor._load_views(left_view, right_view)
+        left, right = (np.asarray(view, dtype=np.float32) for view in views)
         mixed = left @ np.array(DUBOIS_LEFT, np.float32).T + right @ np.array(DUBOIS_RIGHT, np.float32).T  # [H,W,3]
         return PIL.Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
 
@@ -1083,7 +1107,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = StereoImageProcessor()
-        self._prompt_embeds: Tensor | None = None
+        self._prompt_embeds: Tensor | None = None  # of the text encoder and dtype in _prompt_source
+        self._prompt_source: tuple[Any, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
 
@@ -1110,7 +1135,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
         same text is kept; what it leads to is never written.
         """
         super().save_config(save_directory, push_to_hub=False, **kwargs)
-        source = Path(inspect.getfile(type(self)))
+        source = Path(inspect.getfile(ZeroStereoPipeline))
         target = Path(save_directory) / PIPELINE_FILE
         if not (target.exists() and target.read_bytes() == source.read_bytes()):
             _write_file(target, source.read_text(encoding="utf-8"))
@@ -1167,6 +1192,11 @@ class ZeroStereoPipeline(DiffusionPipeline):
         predicted = unpad(torch.cat([predicted[:B], predicted[B:].flip(-1)]), padding)  # [2B,1,h,w]
         if (h, w) != (H, W):
             predicted = functional.interpolate(predicted, (H, W), mode="bilinear")  # [2B,1,H,W]
+        if not torch.isfinite(predicted).all():
+            raise ValueError(
+                "`depth_estimator` must predict finite values; got "
+                f"{int((~torch.isfinite(predicted)).sum())} infinite or NaN values of {predicted.numel()}."
+            )
         normalized = normalize_inverse_depth(predicted)
         return normalized[:B], flip_consistency(normalized[:B], normalized[B:])
 
@@ -1189,14 +1219,32 @@ class ZeroStereoPipeline(DiffusionPipeline):
 
         Returns:
             [B,1,H,W] float32, px, input view.
+
+        Raises:
+            TypeError: no float tensor, or no numbers.
+            ValueError: another shape, values outside [0,1], another count of scales, or a scale outside (0,1].
         """
         _check_map("normalized_inverse_depth", normalized_inverse_depth)
         B, _, _, W = normalized_inverse_depth.shape
+        lowest, highest = (bound.item() for bound in torch.aminmax(normalized_inverse_depth))
+        if not (lowest >= 0 and highest <= 1):
+            raise ValueError(f"`normalized_inverse_depth` must lie in [0, 1]; got {lowest:g} to {highest:g}.")
         scale = _load_scale(disparity_scale, B).to(normalized_inverse_depth.device)  # [B]
         return sharpen_disparity(normalized_inverse_depth.float() * (scale * W).view(B, 1, 1, 1))
 
     def warp(self, image: PILImageInput, disparity: np.ndarray | Tensor) -> WarpResult:
-        """Warp photographs by their disparity, px, in any form that `__call__` takes: `forward_warp` on the device."""
+        """Warp photographs by their disparity on the pipeline's device.
+
+        Args:
+            image: photographs of one size, as in `__call__`.
+            disparity: px, >= 0, one map per photograph in any form that `__call__` takes.
+
+        Returns:
+            WarpResult of `forward_warp`, float32.
+
+        Raises:
+            TypeError, ValueError: as `preprocess`, `load_map` and `forward_warp`.
+        """
         image = self.image_processor.preprocess(image).to(self._execution_device)
         disparity = self.image_processor.load_map("disparity", disparity, image.shape[0], *image.shape[2:])
         return forward_warp(image, disparity.to(image.device))
@@ -1210,15 +1258,14 @@ class ZeroStereoPipeline(DiffusionPipeline):
         Raises:
             ValueError: neither `empty_prompt_embeds` nor text encoder and tokenizer.
         """
-        if self._prompt_embeds is not None:
-            return self._prompt_embeds
         if self.config.empty_prompt_embeds is not None:
-            self._prompt_embeds = torch.tensor(self.config.empty_prompt_embeds, dtype=torch.float32)[None]
-            return self._prompt_embeds
+            return torch.tensor(self.config.empty_prompt_embeds, dtype=torch.float32)[None]
         self._check_prompt()
+        if self._prompt_embeds is not None and self._prompt_source == (self.text_encoder, self.text_encoder.dtype):
+            return self._prompt_embeds
         tokens = self.tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids  # [1,2]
         prompt_embeds: Tensor = self.text_encoder(tokens.to(self._execution_device))[0]  # [1,2,channels]
-        self._prompt_embeds = prompt_embeds
+        self._prompt_embeds, self._prompt_source = prompt_embeds, (self.text_encoder, self.text_encoder.dtype)
         return prompt_embeds
 
     def prepare_latents(
@@ -1264,7 +1311,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
         Raises:
             ValueError: shapes disagree, or `new_view_disparity` is needed and missing.
         """
-        warped = self.image_processor.preprocess(warped_image).to(self._execution_device)  # [B,3,H,W]
+        warped = self.image_processor.preprocess(warped_image, "warped_image").to(self._execution_device)  # [B,3,H,W]
         self._check_inpaint_inputs(warped, hole_mask, new_view_disparity)
         self._check_loop_inputs(
             len(warped),
@@ -1294,10 +1341,13 @@ class ZeroStereoPipeline(DiffusionPipeline):
 
         # 2. Denoise from noise of each image's own generator.
         # Model invocation: self.unet.
+        self.scheduler.set_timesteps(num_inference_steps, device=warped.device)  # first: it sets init_noise_sigma
         latents = self.prepare_latents(tuple(masked_image_latents.shape), generator, latents)  # [B,c,h,w]
-        self.scheduler.set_timesteps(num_inference_steps, device=warped.device)
         timesteps, step_kwargs = self.scheduler.timesteps, self._scheduler_step_kwargs(generator)
         self._num_timesteps = len(timesteps)
+        callback_inputs = (
+            ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        )
         with self.progress_bar(total=len(timesteps)) as progress_bar:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(timesteps):
                 if self._interrupt:
@@ -1313,7 +1363,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
                         "masked_image_latents": masked_image_latents,
                         "prompt_embeds": prompt_embeds,
                     }
-                    wanted = {name: state[name] for name in callback_on_step_end_tensor_inputs or ["latents"]}
+                    wanted = {name: state[name] for name in callback_inputs}
                     state.update(callback_on_step_end(self, i, t, wanted))
                     latents, latent_mask = state["latents"], state["latent_mask"]
                     masked_image_latents, prompt_embeds = state["masked_image_latents"], state["prompt_embeds"]
@@ -1344,7 +1394,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
 
     def _check_prompt(self) -> None:
         missing = self.text_encoder is None or self.tokenizer is None
-        if missing and self._prompt_embeds is None and self.config.empty_prompt_embeds is None:
+        if missing and self.config.empty_prompt_embeds is None:
             raise ValueError(
                 "`text_encoder` and `tokenizer` are needed because `empty_prompt_embeds` is not configured; "
                 f"got {type(self.text_encoder).__name__} and {type(self.tokenizer).__name__}."
@@ -1376,13 +1426,19 @@ class ZeroStereoPipeline(DiffusionPipeline):
         self._check_prompt()
         if num_inference_steps is not None and (not _is_int(num_inference_steps) or num_inference_steps < 1):
             raise ValueError(f"`num_inference_steps` must be an integer >= 1; got {num_inference_steps!r}.")
+        trained = self.scheduler.config.num_train_timesteps
+        if num_inference_steps is not None and num_inference_steps > trained:
+            raise ValueError(
+                f"`num_inference_steps` must not exceed the {trained} steps of the scheduler; "
+                f"got {num_inference_steps}."
+            )
         generators = generator if isinstance(generator, list) else [generator]
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must be one generator or a list of one per image, {batch_size}; got {len(generator)}."
             )
         for one in generators:
-            if not isinstance(one, (torch.Generator, type(None))):
+            if not isinstance(one, torch.Generator) and generator is not None:
                 raise TypeError(f"`generator` must be a torch.Generator or a list of them; got {type(one).__name__}.")
         if latents is not None:
             factor, channels = self.vae_scale_factor, self.vae.config.latent_channels
@@ -1556,7 +1612,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
         # 6. Convert to the output type and offload all models.
         self.maybe_free_model_hooks()
         to_images, to_map = self.image_processor.postprocess, self.image_processor.postprocess_map
-        to_vector = (lambda v: v) if output_type == "pt" else (lambda v: None if v is None else v.cpu().numpy())
+        to_vector = self.image_processor.postprocess_vector
         output = ZeroStereoPipelineOutput(
             images=to_images(new_view, output_type),
             disparity=to_map(disparity, output_type),
@@ -1565,8 +1621,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
             visible_mask=to_map(warp.left_visible_mask, output_type),
             warped_images=to_images(warp.right_image, output_type),
             new_view_disparity=to_map(warp.right_disparity, output_type),
-            disparity_scale=to_vector(scale),
-            flip_agreement=to_vector(flip_agreement),
+            disparity_scale=to_vector(None if scale is None else scale.to(device), output_type),
+            flip_agreement=to_vector(flip_agreement, output_type),
         )
         return output if return_dict else tuple(getattr(output, name) for name in output.__dataclass_fields__)
 
@@ -1584,7 +1640,7 @@ def _load_scale(disparity_scale: Any, batch_size: int) -> Tensor:
     if kinds:
         raise TypeError(f"`disparity_scale` must be a number or one number per image; got {', '.join(sorted(kinds))}.")
     scale = torch.as_tensor(disparity_scale, dtype=torch.float32).cpu()
-    if scale.ndim > 1 or scale.numel() not in (1, batch_size):
+    if scale.ndim > 1 or (scale.ndim == 1 and scale.numel() != batch_size):
         raise ValueError(
             f"`disparity_scale` must be a number or one number per image, {batch_size}; got {disparity_scale!r}."
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the random disparity scale: the mapping of two uniforms, and the drawing of them."""
 
+import math
 import random
 
 import numpy as np
@@ -160,12 +161,24 @@ def test_generator_list_must_have_one_per_image():
         sample_disparity_scale(3, generator=[seeded(1), seeded(2)])
 
 
-@pytest.mark.parametrize("batch_size", [0, -2])
+@pytest.mark.parametrize("batch_size", [0, -2, 2.0])
 def test_batch_must_hold_an_image(batch_size):
-    with pytest.raises(ValueError, match=f"`batch_size` must be at least 1; got {batch_size}"):
+    with pytest.raises(ValueError, match=f"`batch_size` must be an integer of at least 1; got {batch_size}"):
         sample_disparity_scale(batch_size)
 
 
 def test_drawing_checks_the_distribution():
     with pytest.raises(ValueError, match="`center` must keep.*got center=0.1, radius=0.06"):
         sample_disparity_scale(2, generator=seeded(1), radius=0.06)
+
+
+def test_not_a_number_is_no_distribution_and_a_list_no_draw():
+    with pytest.raises(ValueError, match="`radius` must be positive; got nan"):
+        sample_disparity_scale(1, radius=math.nan)
+    with pytest.raises(ValueError, match="`center` must keep .*; got center=nan"):
+        sample_disparity_scale(1, center=math.nan)
+    draw = torch.tensor([0.5])
+    with pytest.raises(TypeError, match="`segment_draw` must be a float tensor; got list"):
+        scale_from_uniforms([0.5], draw)
+    with pytest.raises(TypeError, match="`position_draw` must be a float tensor; got torch.int64"):
+        scale_from_uniforms(draw, draw.long())

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 
@@ -350,3 +351,27 @@ def test_each_row_of_the_anaglyph_matrices_sums_to_one():
 def test_views_of_different_size_are_refused(method):
     with pytest.raises(ValueError, match=r"`right_view` must have the size of `left_view`, \(5, 3\); got \(4, 3\)"):
         getattr(StereoImageProcessor, method)(plain((1, 2, 3)), plain((1, 2, 3), (4, 3)))
+
+
+def test_a_map_of_either_layout_is_painted_alike():
+    value = np.linspace(0, 5, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    for layout in (value[:, None], value[..., None], torch.from_numpy(value)[:, None]):
+        pictures = [np.asarray(picture) for picture in StereoImageProcessor.visualize_map(layout)]
+        assert np.array_equal(pictures, [np.asarray(picture) for picture in StereoImageProcessor.visualize_map(value)])
+    with pytest.raises(ValueError, match=r"`value` must be maps of shape .*; got \[2, 3, 4, 5\]"):
+        StereoImageProcessor.visualize_map(np.zeros((2, 3, 4, 5)))
+
+
+def test_pictures_of_a_turned_photograph_are_upright():
+    photo = PIL.Image.new("RGB", (6, 4), (200, 10, 10))
+    photo.putpixel((0, 0), (0, 0, 255))
+    photo.getexif()[0x0112] = 6  # turn by 90 degrees clockwise
+    upright = PIL.ImageOps.exif_transpose(photo)
+    pair = StereoImageProcessor.side_by_side(photo, upright)
+    assert pair.size == (8, 6) and pair.getpixel((3, 0)) == (0, 0, 255)
+    assert StereoImageProcessor.anaglyph(photo, upright).size == (4, 6)
+
+
+def test_confidence_is_grey():
+    picture = StereoImageProcessor.visualize_confidence(np.array([[0.0, 0.2, 1.0]], np.float32))[0]
+    assert picture.mode == "L" and np.asarray(picture).tolist() == [[0, 51, 255]]

@@ -39,6 +39,7 @@ from tests.tiny_components import (
     make_kl_autoencoder,
     make_photos,
     make_sample_ddim,
+    make_text_encoder,
     make_unet,
     official_pipeline,
     quiet,
@@ -555,6 +556,50 @@ def test_noise_is_scaled_for_the_scheduler(photos, disparity):
     assert sigma > 10
     expected = noise * pipe.scheduler.init_noise_sigma / (sigma**2 + 1) ** 0.5
     torch.testing.assert_close(seen[0][:, :8], expected)
+
+
+def test_the_scheduler_forgets_the_call_before(photos, disparity):
+    """With leading timesteps the first sigma depends on the number of steps: a stale one would change the noise."""
+    pipe = embedded_pipeline(scheduler=EulerDiscreteScheduler(**euler_config(), timestep_spacing="leading"))
+    arguments = {"disparity": disparity, "num_inference_steps": 2, "output_type": "pt"}
+    first = pipe(photos, generator=seeded(3), **arguments)
+    pipe(photos, generator=seeded(4), **{**arguments, "num_inference_steps": 7})
+    assert torch.equal(pipe(photos, generator=seeded(3), **arguments).images, first.images)
+
+
+def test_callback_may_ask_for_nothing(embedded, photos, disparity):
+    seen = []
+    embedded(
+        photos,
+        disparity=disparity,
+        callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append(dict(tensors)) or {},
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert seen == [{}, {}]
+
+
+def test_maps_of_any_strides_and_byte_order(embedded, photos, disparity):
+    flipped = np.flipud(disparity[0, 0].numpy())
+    big_endian = disparity[1, 0].numpy().astype(">f4")
+    output = embedded(photos, disparity=[flipped, big_endian], output_type="pt")
+    assert torch.equal(output.disparity[0, 0], disparity[0, 0].flip(0))
+    assert torch.equal(output.disparity[1, 0], disparity[1, 0])
+
+
+def test_output_shares_no_memory_with_a_given_map(embedded, photos, disparity):
+    given = disparity.clone()
+    embedded(photos, disparity=given, output_type="pt").disparity.zero_()
+    assert torch.equal(given, disparity)
+
+
+def test_another_text_encoder_is_asked_again(tmp_path):
+    pipe = official_pipeline(tmp_path)
+    first = pipe.encode_empty_prompt()
+    assert pipe.encode_empty_prompt() is first
+    pipe.text_encoder = make_text_encoder()
+    with torch.no_grad():
+        pipe.text_encoder.get_input_embeddings().weight.mul_(2)
+    assert not torch.equal(pipe.encode_empty_prompt(), first)
 
 
 def euler_config() -> dict[str, Any]:

@@ -67,14 +67,28 @@ def test_the_export_command_assembles_a_loadable_folder(tmp_path, capsys):
     parts = tiny_parts()
     for name, part in parts.items():
         part.save_pretrained(tmp_path / name)
+    settings = {
+        "latent_mask_reduction": "nearest",
+        "masked_fill": "background",
+        "empty_prompt_embeds": configured_prompt(),
+    }
+    (tmp_path / "pipeline.json").write_text(json.dumps(settings))
     flags = [flag for name in parts for flag in (f"--{name.replace('_', '-')}", str(tmp_path / name))]
     output = tmp_path / "out"
     export_pipeline.main([*flags, "--output", str(output), "--steps", "3", "--depth-resolution", "168"])
     assert "MB of weights" in capsys.readouterr().out
     config = ZeroStereoPipeline.from_pretrained(output).config
     assert (config.default_num_inference_steps, config.default_depth_resolution) == (3, 168)
-    assert (config.masked_fill, config.latent_mask_reduction) == ("background", "max")
-    assert config.empty_prompt_embeds == [[0.0] * parts["unet"].config.cross_attention_dim]
+    assert (config.masked_fill, config.latent_mask_reduction) == ("background", "nearest")
+    assert config.empty_prompt_embeds == configured_prompt()
+
+
+def test_the_export_guesses_no_setting(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`--settings` must be a file with .*'masked_fill'.*pipeline"):
+        export_pipeline.read_settings(tmp_path / "pipeline.json")
+    (tmp_path / "pipeline.json").write_text('{"masked_fill": "zero"}')
+    with pytest.raises(ValueError, match=r"`--settings` must hold .*; got \['masked_fill'\]"):
+        export_pipeline.read_settings(tmp_path / "pipeline.json")
 
 
 def test_the_export_takes_either_autoencoder_and_no_other_class(tmp_path):

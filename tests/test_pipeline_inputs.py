@@ -312,7 +312,9 @@ def test_depth_network_that_gives_no_numbers(value):
     network = make_depth_anything()
     torch.nn.init.constant_(network.head.conv3.bias, value)
     pipe = embedded_pipeline(depth_estimator=network)
-    with pytest.raises(ValueError, match="`inverse_depth` must be finite; got 240 infinite or NaN values of 240"):
+    with pytest.raises(
+        ValueError, match="`depth_estimator` must predict finite values; got 240 infinite or NaN values of 240"
+    ):
         pipe(photos())
 
 
@@ -423,3 +425,21 @@ def test_holes_are_covered_as_configured_or_not_at_all():
         ValueError, match='`right_disparity` must be given where `masked_fill` is "background"; got None'
     ):
         cover_holes(image, mask, None, "background")
+
+
+def test_generators_in_a_list_are_generators(pipe):
+    with pytest.raises(TypeError, match="`generator` must be a torch.Generator or a list of them; got NoneType"):
+        pipe(photos(), generator=[None] * B)
+
+
+def test_messages_name_the_argument_of_the_step(pipe):
+    with pytest.raises(ValueError, match=r"`warped_image` must lie in \[0, 1\] where it is float; got 2 to 2"):
+        pipe.inpaint(photos() + 1.75, holes(), a_map())
+    with pytest.raises(ValueError, match=r"`normalized_inverse_depth` must lie in \[0, 1\]; got 7 to 7"):
+        pipe.select_disparity(a_map(7.0), 0.1)
+    with pytest.raises(
+        ValueError, match="`num_inference_steps` must not exceed the 1000 steps of the scheduler; got 1001"
+    ):
+        pipe(photos(), num_inference_steps=1001)
+    with pytest.raises(ValueError, match="`disparity_scale` must be a number or one number per image, 2"):
+        pipe(photos(), disparity_scale=[0.1])

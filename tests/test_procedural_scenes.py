@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedural scenes: exact disparity on hand-made scenes, agreement of the two views, seeds, errors."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -278,6 +280,8 @@ def test_numbers_below_one_are_refused(name: str):
 @pytest.mark.slow
 def test_compiled_function_gives_the_same_planes():
     # One function only, because all of them take minutes; benchmarks/scene_rendering.py compares whole pictures.
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("needs a C++ compiler (g++ or clang++) on the path")
     view = _make_view(bare_scene(5.0, 0.1), torch.zeros(1), torch.full((1,), 1e-3), HEIGHT, WIDTH)
     matrix, start = torch.eye(3)[None] / 0.5, torch.tensor([[0.2, -0.4, -6.0]])
     depth, surface = torch.full((1, HEIGHT, WIDTH), 5.0), torch.full((1, HEIGHT, WIDTH), 37)

@@ -164,21 +164,23 @@ def test_an_older_result_stays_until_the_new_one_is_complete(tmp_path):
     target = tmp_path / "photo"
     target.mkdir()
     (target / "old").touch()
+    pictures = StereoImageProcessor()
     map_of_zeros, mask = np.zeros((1, 5, 7), np.float32), np.zeros((1, 5, 7), bool)
     picture = PIL.Image.new("RGB", (7, 5))
     pair = ZeroStereoPipelineOutput(
         [picture], map_of_zeros, map_of_zeros, mask, mask, [picture], map_of_zeros, None, None
     )
     with pytest.raises(TypeError, match="not JSON serializable"):
-        synthesize.write_result(target, picture, pair, {"seed": object()})
+        synthesize.write_result(target, picture, pair, pictures, {"seed": object()})
     assert (target / "old").exists()
-    synthesize.write_result(target, picture, pair, {"seed": 1})
+    synthesize.write_result(target, picture, pair, pictures, {"seed": 1})
     assert {path.name for path in target.iterdir()} == EXPECTED_FILES
     assert [path.name for path in tmp_path.iterdir()] == ["photo"]
 
 
 def test_photos_in_folders_are_found_in_order_without_hidden_files_and_earlier_results(tmp_path):
-    for name in ("b.JPG", "a.webp", ".hidden.png", "notes.txt", ".cache/c.png", "out/a/right.png", "sub/z.tif"):
+    names = ("b.JPG", "a.webp", ".hidden.png", "notes.txt", ".cache/c.png", "sub/z.tif")
+    for name in (*names, "out/a/right.png", "out/a/result.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = synthesize.find_photos([tmp_path], tmp_path / "out")
@@ -234,3 +236,66 @@ def test_seeds_are_stable_and_fit_a_generator():
     assert seed != synthesize.photo_seed(0, b"photo2")
     torch.Generator().manual_seed(seed)
     assert 0 <= seed < 2**63
+
+
+def test_a_folder_that_is_no_result_is_never_touched(photos, tmp_path, weights, capsys):
+    mine = tmp_path / "out" / "wide" / "precious.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert run(photos / "wide.png", "--output", tmp_path / "out", "--weights", weights, "--overwrite") == 2
+    assert "`--output` must have no other file or folder where a result goes; got" in capsys.readouterr().err
+    assert mine.exists()
+
+
+def test_no_result_goes_into_another(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a" / "b.jpg").touch()
+    with pytest.raises(ValueError, match=r"must not give a result inside another, .*b in .*a: .*b\.jpg and .*a\.jpg"):
+        synthesize.find_photos([tmp_path], tmp_path / "out")
+
+
+def test_results_are_no_photographs_wherever_the_output_is(photos, weights):
+    assert run(photos, "--output", photos, "--weights", weights) == 0
+    before = sorted(photos.rglob("*"))
+    assert run(photos, "--output", photos, "--weights", weights) == 0
+    assert sorted(photos.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(["--seed", "1"], "seed"), (["--disparity-scale", "0.2"], "disparity_scale"), (["--steps", "2"], "steps")],
+)
+def test_a_result_of_other_options_is_not_taken_for_this_one(photos, tmp_path, weights, capsys, change, named):
+    photo, output = photos / "wide.png", tmp_path / "out"
+    run(photo, "--output", output, "--weights", weights)
+    before = (output / "wide" / "result.json").read_bytes()
+    assert run(photo, "--output", output, "--weights", weights, *change) == 2
+    assert f"differs from {photo} in ['{named}']" in capsys.readouterr().err
+    assert (output / "wide" / "result.json").read_bytes() == before
+
+
+def test_a_result_of_another_photograph_is_not_taken_for_this_one(photos, tmp_path, weights, capsys):
+    run(photos / "wide.png", "--output", tmp_path / "out", "--weights", weights)
+    shutil.copyfile(photos / "below" / "tall.png", photos / "wide.png")
+    assert run(photos / "wide.png", "--output", tmp_path / "out", "--weights", weights) == 2
+    assert "['photo_sha256']" in capsys.readouterr().err
+
+
+def test_out_of_memory_refuses_that_photograph_only(photos, tmp_path, weights, capsys, monkeypatch):
+    whole = synthesize.ZeroStereoPipeline.__call__
+
+    def hungry(pipe, image, **arguments):
+        if image.shape[-1] == 47:
+            raise torch.OutOfMemoryError("no memory")
+        return whole(pipe, image, **arguments)
+
+    monkeypatch.setattr(synthesize.ZeroStereoPipeline, "__call__", hungry)
+    assert run(photos, "--output", tmp_path / "out", "--weights", weights) == 1
+    assert "not enough memory: " + str(photos / "wide.png") in capsys.readouterr().err
+    assert [path.parent.name for path in (tmp_path / "out").rglob("result.json")] == ["tall"]
+
+
+def test_an_error_of_the_weights_is_not_blamed_on_a_photograph(photos, tmp_path, weights):
+    with pytest.raises(ValueError, match="`num_inference_steps` must not exceed the 1000 steps of the scheduler"):
+        run(photos, "--output", tmp_path / "out", "--weights", weights, "--steps", "5000")

@@ -18,9 +18,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import AutoModelForDepthEstimation
 
-from pipeline_zerostereo import DEPTH_PREDICTIONS, LATENT_MASK_REDUCTIONS, MASKED_FILLS
-from training.pipeline_folder import render_card, write_pipeline_folder
+from pipeline_zerostereo import DEPTH_PREDICTIONS
+from training.pipeline_folder import PIPELINE_SETTINGS, render_card, write_pipeline_folder
 
+SETTINGS = ("latent_mask_reduction", "masked_fill", "empty_prompt_embeds")
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -32,8 +33,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vae", required=True, type=Path, help="folder of the autoencoder")
     parser.add_argument("--depth-estimator", required=True, type=Path, help="folder of the depth model")
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
-    parser.add_argument("--latent-mask-reduction", choices=LATENT_MASK_REDUCTIONS, default="max")
-    parser.add_argument("--masked-fill", choices=MASKED_FILLS, default="background")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="JSON",
+        help=f"{', '.join(SETTINGS)} that the UNet was trained with; default: {PIPELINE_SETTINGS} beside --unet",
+    )
     parser.add_argument("--depth-prediction", choices=DEPTH_PREDICTIONS, default="inverse_depth")
     parser.add_argument("--steps", type=int, default=4, help="default denoising steps (%(default)s)")
     parser.add_argument(
@@ -60,6 +65,21 @@ def load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
     return VAE_CLASSES[name].from_pretrained(folder)
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read what training decided; nothing is guessed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: other names in it.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"`--settings` must be a file with {list(SETTINGS)}; got {file}.")
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if set(settings) != set(SETTINGS):
+        raise ValueError(f"`--settings` must hold {list(SETTINGS)}; got {sorted(settings)} in {file}.")
+    return settings
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Load the components and write the folder."""
     options = parse_arguments(arguments)
@@ -73,13 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
         depth_estimator=AutoModelForDepthEstimation.from_pretrained(options.depth_estimator),
         dtype=torch.float32 if options.full_precision else torch.float16,
         link_pipeline_file=options.link,
-        latent_mask_reduction=options.latent_mask_reduction,
-        masked_fill=options.masked_fill,
         default_num_inference_steps=options.steps,
         default_depth_resolution=options.depth_resolution,
         depth_prediction=options.depth_prediction,
         depth_size_multiple=options.depth_size_multiple,
-        empty_prompt_embeds=[[0.0] * unet.config.cross_attention_dim],  # these UNets never saw a prompt
+        **read_settings(options.settings or options.unet.resolve().parent / PIPELINE_SETTINGS),
     )
     if options.card is not None:
         values = json.loads(options.card.read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 import pipeline_zerostereo
 from pipeline_zerostereo import PIPELINE_FILE, ZeroStereoPipeline
 
+PIPELINE_SETTINGS = "pipeline.json"  # written beside a trained UNet: the pipeline's settings that training decided
 CARD_TEMPLATE = Path(pipeline_zerostereo.__file__).resolve().parent / "model_card.md"
 
 

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training_helpers import assert_same_run, checkpoint_tensors, log_lines
+from training.run import (
+    FINAL_LEARNING_RATE_SHARE,
+    RunConfig,
+    TrainingRun,
+    checkpoint_step,
+    learning_rate_at,
+    list_checkpoints,
+    load_config,
+    make_accelerator,
+    make_parser,
+    option,
+    parse_config,
+    picture_grid,
+    save_config,
+    step_generator,
+    write_folder_atomically,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallConfig(RunConfig):
+    """One option of every kind."""
+
+    folder: Path = option(help="a required path", group="kinds")
+    sides: tuple[int, ...] = option((3, 5), help="a tuple", group="kinds", at_least=2)
+    limit: int | None = option(None, help="may be none", group="kinds", at_least=1)
+    share: float = option(0.25, help="a number", group="kinds", at_least=0, at_most=1)
+    flag: bool = option(True, help="a switch", group="kinds")
+    fill: Literal["zero", "one"] = option("zero", help="a choice", group="kinds")
+
+
+def make_config(output: Path, **changes) -> RunConfig:
+    options = {"max_steps": 9, "warmup_steps": 2, "save_every_steps": 3, "log_every_steps": 2, "checkpoints_keep": 5}
+    return RunConfig(output=output, **(options | changes))
+
+
+def run_steps(config: RunConfig, break_at: int | None = None) -> TrainingRun:
+    """Fit a line by the steps that a script takes; `break_at` simulates a kill inside that step."""
+    torch.manual_seed(config.seed)
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
+    accelerator = make_accelerator(config)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    run = TrainingRun(accelerator, config, network, optimizer)
+    for step in run.steps():
+        if step == break_at:
+            return run
+        inputs = torch.randn(4, 3, generator=step_generator(config.seed, step, 0))
+        loss = (network(inputs) - inputs[:, :2]).square().mean()
+        run.update(step, loss)
+        run.log_step(step, {"loss": loss}, samples=4)
+    run.finish()
+    return run
+
+
+# --- options ---
+
+
+def test_command_line_round_trip():
+    config = SmallConfig(
+        output=Path("a b"),
+        folder=Path("c"),
+        sides=(7, 9, 11),
+        limit=4,
+        share=0.125,
+        flag=False,
+        fill="one",
+        learning_rate=1.5e-5,
+        stop_after_minutes=0.5,
+        resume=True,
+    )
+    words = (
+        "--output|a b|--folder|c|--sides|7|9|11|--limit|4|--share|0.125|--no-flag|--fill|one|--learning-rate|1.5e-5"
+    )
+    assert parse_config(SmallConfig, [*words.split("|"), "--stop-after-minutes", "0.5", "--resume"]) == config
+
+
+def test_command_line_defaults_are_those_of_the_class():
+    assert parse_config(SmallConfig, ["--output", "o", "--folder", "f"]) == SmallConfig(
+        output=Path("o"), folder=Path("f")
+    )
+
+
+def test_optional_is_set_back_to_none():
+    words = ["--output", "o", "--folder", "f", "--limit", "none"]
+    assert parse_config(SmallConfig, words).limit is None
+
+
+def test_help_shows_default_group_and_text():
+    text = make_parser(SmallConfig, "what it is").format_help()
+    assert "what it is" in text and "kinds:" in text
+    assert "a tuple (default: 3 5)" in text and "may be none (default: none)" in text
+    assert "a required path (required)" in text and "--no-flag" in text and "{zero,one}" in text
+
+
+def test_abbreviated_options_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(SmallConfig, ["--out", "o", "--folder", "f"])
+    assert "--output" in capsys.readouterr().err
+
+
+def test_bad_value_on_the_command_line_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(SmallConfig, ["--output", "o", "--folder", "f", "--share", "1.5"])
+    assert "`share` must be <= 1; got 1.5." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"share": 1.5}, "`share` must be <= 1; got 1.5"),
+        ({"share": -0.5}, "`share` must be >= 0; got -0.5"),
+        ({"sides": (3, 1)}, r"`sides` must be >= 2; got \(3, 1\)"),
+        ({"limit": 0}, "`limit` must be >= 1; got 0"),
+        ({"fill": "two"}, r"`fill` must be one of \('zero', 'one'\); got 'two'"),
+        ({"max_steps": 0}, "`max_steps` must be >= 1; got 0"),
+        ({"ema_decay": 1.25}, "`ema_decay` must be <= 1; got 1.25"),
+        ({"mixed_precision": "int8"}, "`mixed_precision` must be one of"),
+    ],
+)
+def test_bad_values_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SmallConfig(output=Path("o"), folder=Path("f"), **changes)
+
+
+def test_config_file_round_trip(tmp_path):
+    config = SmallConfig(output=tmp_path, folder=Path("f"), sides=(8,), limit=3)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(SmallConfig, tmp_path / "config.json") == config
+
+
+def test_config_file_with_foreign_options_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"output": "o", "colour": 1}')
+    with pytest.raises(ValueError, match=r"holds options that RunConfig does not have: \['colour'\]"):
+        load_config(RunConfig, tmp_path / "config.json")
+
+
+# --- functions of the step ---
+
+
+def test_learning_rate_curve():
+    curve = [learning_rate_at(step, peak=8.0, warmup_steps=4, max_steps=9) for step in range(9)]
+    half = 8 * (FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) / 2)
+    assert curve[:5] == [2.0, 4.0, 6.0, 8.0, 8.0]
+    assert curve[6] == pytest.approx(half)
+    assert curve[8] == pytest.approx(8 * FINAL_LEARNING_RATE_SHARE)
+    assert learning_rate_at(20, peak=8.0, warmup_steps=4, max_steps=9) == curve[8]
+    assert learning_rate_at(0, peak=3.0, warmup_steps=0, max_steps=1) == 3.0
+
+
+def test_step_generator_depends_on_seed_step_and_rank_only():
+    def first(*key):
+        return torch.randint(2**60, (1,), generator=step_generator(*key)).item()
+
+    state = torch.random.get_rng_state()
+    assert first(1, 2, 3) == first(1, 2, 3)
+    assert len({first(1, 2, 3), first(2, 1, 3), first(1, 3, 2), first(12, 3, 0), first(1, 23, 0)}) == 5
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# --- checkpoints and resume ---
+
+
+def test_resume_equals_an_uninterrupted_run(tmp_path):
+    run_steps(make_config(tmp_path / "whole"))
+    run_steps(make_config(tmp_path / "parts"), break_at=5)  # killed after step 5; the newest checkpoint is of step 3
+    assert [path.name for path in list_checkpoints(tmp_path / "parts")] == ["checkpoint-000003"]
+    run = run_steps(make_config(tmp_path / "parts", resume=True))
+    assert run.first_step == 3
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert [line["step"] for line in log_lines(tmp_path / "parts")] == [2, 4, 6, 8, 9]
+
+
+def test_run_stops_when_the_time_is_up_and_goes_on(tmp_path):
+    run_steps(make_config(tmp_path / "whole"))
+    run = run_steps(make_config(tmp_path / "parts", stop_after_minutes=0))
+    assert run.completed == 1
+    assert [path.name for path in list_checkpoints(tmp_path / "parts")] == ["checkpoint-000001"]
+    run_steps(make_config(tmp_path / "parts", resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_checkpoint_holds_network_optimizer_average_and_config(tmp_path):
+    config = make_config(tmp_path / "run")
+    run = run_steps(config)
+    tensors = checkpoint_tensors(tmp_path / "run")
+    assert torch.equal(tensors["network.weight"], run.network.weight)
+    assert torch.equal(tensors["average.0"], run.average.shadow_params[0])
+    assert not torch.equal(tensors["average.0"], tensors["network.weight"])
+    assert tensors["optimizer.0.exp_avg"].shape == (2, 3)
+    assert load_config(RunConfig, tmp_path / "run/checkpoint-000009/config.json") == config
+
+
+def test_resume_refuses_other_options_unless_told(tmp_path):
+    config = make_config(tmp_path / "run", max_steps=4)
+    run_steps(config)
+    changed = dataclasses.replace(config, max_steps=6, resume=True, seed=config.seed + 1)
+    with pytest.raises(ValueError, match=r"`resume` goes on with the options of .*000004.*; got \{'seed': \("):
+        run_steps(changed)
+    assert load_config(RunConfig, tmp_path / "run" / "config.json") == config
+    run = run_steps(dataclasses.replace(changed, allow_changes=True))
+    assert (run.first_step, run.completed) == (4, 6)
+    assert load_config(RunConfig, tmp_path / "run" / "config.json").seed == config.seed + 1
+
+
+def test_half_written_checkpoint_is_never_picked(tmp_path):
+    config = make_config(tmp_path / "run", max_steps=6)
+    run_steps(config)
+    half = tmp_path / "run/checkpoint-000008.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "run/checkpoint-000009").write_text("a file, not a folder")
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path / "run")] == [3, 6]
+    (tmp_path / "run/checkpoint-000009").unlink()
+    run = run_steps(dataclasses.replace(config, max_steps=8, resume=True))
+    assert run.first_step == 6
+    assert not half.exists()  # the run wrote its own checkpoint-000008 in its place
+
+
+def test_a_kill_while_saving_leaves_no_checkpoint_of_that_step(tmp_path, monkeypatch):
+    def save_half(accelerator, folder, **kwargs):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    config = make_config(tmp_path / "run")
+    run = run_steps(config, break_at=5)
+    monkeypatch.setattr(type(run.accelerator), "save_state", save_half)
+    run.completed = 5
+    with pytest.raises(KeyboardInterrupt):
+        run.save_checkpoint()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000003"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run_steps(make_config(tmp_path / "run", save_every_steps=2, checkpoints_keep=2))
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path / "run")] == [8, 9]
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
+    run_steps(make_config(tmp_path / "run"))
+    with pytest.raises(FileExistsError, match=r"`output` must not hold another run's checkpoints; got .*000009"):
+        run_steps(make_config(tmp_path / "run"))
+
+
+def test_resume_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`resume` needs a folder checkpoint-NNNNNN in `output`; got .*run"):
+        run_steps(make_config(tmp_path / "run", resume=True))
+
+
+def test_checkpoint_step_refuses_other_names():
+    with pytest.raises(ValueError, match="`checkpoint` must be a folder named checkpoint-NNNNNN; got .*half.tmp"):
+        checkpoint_step(Path("half.tmp"))
+
+
+def test_log_line_is_the_mean_of_its_steps(tmp_path):
+    run = run_steps(make_config(tmp_path / "run", max_steps=1))
+    for step, value in enumerate((1.0, 4.0)):
+        run.log_step(step + 2, {"loss": torch.tensor(value)}, samples=4)
+    line = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
+    assert (line["step"], line["loss"]) == (4, 2.5)
+    assert line["samples_per_s"] > 0
+
+
+def test_averaged_network_is_a_guest(tmp_path):
+    run = run_steps(make_config(tmp_path / "run"))
+    learned = run.network.weight.detach().clone()
+    with run.averaged_network() as averaged:
+        assert torch.equal(averaged.weight, run.average.shadow_params[0])
+        assert not averaged.training
+    assert torch.equal(run.network.weight, learned)
+    assert run.network.training
+
+
+# --- files ---
+
+
+def test_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "network"
+    write_folder_atomically(target, lambda folder: (folder / "a").write_text("1"))
+
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("2")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_folder_atomically(target, fail)
+    assert (target / "a").read_text() == "1"
+    write_folder_atomically(target, lambda folder: (folder / "b").write_text("3"))
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
+def test_picture_grid_places_rows_and_columns():
+    def cell(channels: int, value: float) -> Tensor:
+        return torch.full((channels, 2, 3), value)
+
+    grid = picture_grid([[cell(3, 0.0), cell(1, 1.0)], [cell(1, 0.2), cell(3, 2.0)]])
+    assert grid.size == (6, 4)
+    assert [grid.getpixel(xy)[1] for xy in ((0, 0), (3, 0), (0, 2), (5, 3))] == [0, 255, 51, 255]
