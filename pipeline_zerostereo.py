@@ -1342,7 +1342,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
         # 2. Denoise from noise of each image's own generator.
         # Model invocation: self.unet.
         self.scheduler.set_timesteps(num_inference_steps, device=warped.device)  # first: it sets init_noise_sigma
-        latents = self.prepare_latents(tuple(masked_image_latents.shape), generator, latents)  # [B,c,h,w]
+        denoised = self.prepare_latents(tuple(masked_image_latents.shape), generator, latents)  # [B,c,h,w]
         timesteps, step_kwargs = self.scheduler.timesteps, self._scheduler_step_kwargs(generator)
         self._num_timesteps = len(timesteps)
         callback_inputs = (
@@ -1352,26 +1352,26 @@ class ZeroStereoPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self._interrupt:
                     break
-                noisy = self.scheduler.scale_model_input(latents, t)
+                noisy = self.scheduler.scale_model_input(denoised, t)
                 stacked = torch.cat([noisy, latent_mask, masked_image_latents], dim=1)  # [B,2c+1,h,w]
                 prediction = self.unet(stacked, t, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
-                latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0].to(dtype)
+                denoised = self.scheduler.step(prediction, t, denoised, **step_kwargs, return_dict=False)[0].to(dtype)
                 if callback_on_step_end is not None:
                     state: dict[str, Tensor] = {
-                        "latents": latents,
+                        "latents": denoised,
                         "latent_mask": latent_mask,
                         "masked_image_latents": masked_image_latents,
                         "prompt_embeds": prompt_embeds,
                     }
                     wanted = {name: state[name] for name in callback_inputs}
                     state.update(callback_on_step_end(self, i, t, wanted))
-                    latents, latent_mask = state["latents"], state["latent_mask"]
+                    denoised, latent_mask = state["latents"], state["latent_mask"]
                     masked_image_latents, prompt_embeds = state["masked_image_latents"], state["prompt_embeds"]
                 progress_bar.update()
 
         # 3. Decode, and take nothing but the holes from it.
         # Model invocation: self.vae.
-        decoded = unpad(decode_latents(self.vae, latents).float(), padding)  # [B,3,H,W] about [-1,1]
+        decoded = unpad(decode_latents(self.vae, denoised).float(), padding)  # [B,3,H,W] about [-1,1]
         return torch.where(hole_mask, (decoded / 2 + 0.5).clamp(0.0, 1.0), warped)
 
     def _scheduler_step_kwargs(self, generator: torch.Generator | list[torch.Generator] | None) -> dict:

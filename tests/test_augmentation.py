@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Crops, flips and colours of training samples: known answers, and the generator decides."""
+
 import pytest
 import torch
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The inpainting batch and loss: as the pipeline does it, known values, gradients where they belong."""
+
 from types import SimpleNamespace
 
 import pytest

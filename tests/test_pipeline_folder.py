@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Publishable folders: half precision that arrives as float32, links, cards, settings that are read."""
+
 import json
 import os
 from pathlib import Path

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What training scripts share: options, schedule, checkpoints, exact resume."""
+
 import dataclasses
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Which scenes a training step sees: a function of the step, and never a held-out one."""
+
 from pathlib import Path
 
 import torch

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The command line: complete results or none, nothing of the user's touched, unreadable files named."""
+
 import json
 import shutil
 from pathlib import Path

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The autoencoder's script: what it trains is what the pipeline runs; it learns; it resumes."""
+
 import dataclasses
 from pathlib import Path
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The depth script: it learns, it resumes exactly, and what it writes loads."""
+
 import dataclasses
 from pathlib import Path
 

@@ -99,7 +99,9 @@ def render_card(values: dict[str, Any], template: Path = CARD_TEMPLATE) -> str:
             f"`values` must hold the names of {template.name}, {sorted(names)}; "
             f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}."
         )
-    texts = {name: "\n".join(text) if isinstance(text, list) else text for name, text in values.items()}
+    texts: dict[str, Any] = {
+        name: "\n".join(text) if isinstance(text, list) else text for name, text in values.items()
+    }
     data = ModelCardData(**texts.pop("card_data"))
     return ModelCard.from_template(data, template_path=str(template), **texts).content.rstrip() + "\n"
 
