@@ -6,6 +6,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PHOTO ?= examples/astronaut.png
 OUT ?= out
+SCALE ?= 0.06
 PYTEST_ARGS ?=
 
 VENV_PYTHON := $(VENV)/bin/python
@@ -25,13 +26,14 @@ help:  ## print this list
 	@echo 'Variables (make TARGET NAME=value):'
 	@echo '  PHOTO         photograph for the demo (now $(PHOTO))'
 	@echo '  OUT           folder for its results (now $(OUT))'
+	@echo '  SCALE         largest disparity, as a share of the width; comfortable to look at (now $(SCALE))'
 	@echo '  PYTHON        interpreter to make the environment with, 3.11 or newer (now $(PYTHON))'
 	@echo '  VENV          folder of the environment (now $(VENV))'
 	@echo '  PIP_ARGS      more arguments for pip, such as --index-url for another build of torch'
 	@echo '  PYTEST_ARGS   more arguments for pytest'
 
 demo: $(INSTALLED)  ## make a stereo pair, its maps and pictures from PHOTO into OUT
-	$(VENV_PYTHON) synthesize.py "$(PHOTO)" --output "$(OUT)" --overwrite
+	$(VENV_PYTHON) synthesize.py "$(PHOTO)" --output "$(OUT)" --disparity-scale $(SCALE) --overwrite
 
 test: lint  ## check style and types, then run all tests
 	$(VENV_PYTHON) -m pytest --durations=0 $(PYTEST_ARGS)

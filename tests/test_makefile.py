@@ -58,7 +58,7 @@ def installs(calls: list[str]) -> list[str]:
 def test_demo_installs_only_what_it_needs_and_only_once(checkout: Checkout):
     calls = checkout.make("demo", "PHOTO=a cat.png")
     assert installs(calls) == ["requirements.txt"]
-    assert calls[-1] == "synthesize.py a cat.png --output out --overwrite"
+    assert calls[-1] == "synthesize.py a cat.png --output out --disparity-scale 0.06 --overwrite"
     assert checkout.make("demo", "PHOTO=a cat.png") == calls[-1:]
 
 

@@ -79,6 +79,9 @@ def test_the_export_command_assembles_a_loadable_folder(tmp_path, capsys):
     output = tmp_path / "out"
     export_pipeline.main([*flags, "--output", str(output), "--steps", "3", "--depth-resolution", "168"])
     assert "MB of weights" in capsys.readouterr().out
+    assert not [file for file in output.rglob("*.json") if str(tmp_path) in file.read_text()], (
+        "no path of this machine"
+    )
     config = ZeroStereoPipeline.from_pretrained(output).config
     assert (config.default_num_inference_steps, config.default_depth_resolution) == (3, 168)
     assert (config.masked_fill, config.latent_mask_reduction) == ("background", "nearest")

@@ -72,6 +72,8 @@ def write_pipeline_folder(
     pipe.save_pretrained(partial)
     if depth_estimator is not None:
         _edit_config(partial / "depth_estimator", dtype="float32")
+    for name in ("unet", "vae"):
+        _edit_config(partial / name, _name_or_path=None)  # where it was loaded from, on this machine
     if isinstance(vae, AutoencoderTiny):
         _edit_config(partial / "vae", block_out_channels=None)  # diffusers writes it and warns when it reads it
     if link_pipeline_file:
