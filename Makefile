@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PHOTO ?= examples/astronaut.png
 OUT ?= out
 SCALE ?= 0.06
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 
 VENV_PYTHON := $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install $(PIP_ARGS)
@@ -30,7 +30,7 @@ help:  ## print this list
 	@echo '  PYTHON        interpreter to make the environment with, 3.11 or newer (now $(PYTHON))'
 	@echo '  VENV          folder of the environment (now $(VENV))'
 	@echo '  PIP_ARGS      more arguments for pip, such as --index-url for another build of torch'
-	@echo '  PYTEST_ARGS   more arguments for pytest'
+	@echo '  PYTEST_ARGS   arguments for pytest; by default one process per core (now $(PYTEST_ARGS))'
 
 demo: $(INSTALLED)  ## make a stereo pair, its maps and pictures from PHOTO into OUT
 	$(VENV_PYTHON) synthesize.py "$(PHOTO)" --output "$(OUT)" --disparity-scale $(SCALE) --overwrite

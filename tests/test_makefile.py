@@ -107,7 +107,7 @@ def test_pip_arguments_and_folder_of_the_environment_can_be_chosen(checkout: Che
     calls = checkout.make("demo", "PIP_ARGS=--find-links wheels", "VENV=elsewhere", "OUT=results")
     assert "-m venv elsewhere" in calls
     assert "-m pip install --find-links wheels -r requirements.txt" in calls
-    assert calls[-1].endswith("--output results --overwrite")
+    assert calls[-1].endswith("--output results --disparity-scale 0.06 --overwrite")
     assert not (checkout.folder / ".venv").exists()
 
 
