@@ -32,8 +32,9 @@ help:  ## print this list
 	@echo '  PIP_ARGS      more arguments for pip, such as --index-url for another build of torch'
 	@echo '  PYTEST_ARGS   arguments for pytest; by default one process per core (now $(PYTEST_ARGS))'
 
+demo: export DEMO_PHOTO := $(value PHOTO)
 demo: $(INSTALLED)  ## make a stereo pair, its maps and pictures from PHOTO into OUT
-	$(VENV_PYTHON) synthesize.py "$(PHOTO)" --output "$(OUT)" --disparity-scale $(SCALE) --overwrite
+	$(VENV_PYTHON) synthesize.py "$$DEMO_PHOTO" --output "$(OUT)" --disparity-scale $(SCALE) --overwrite
 
 test: lint  ## check style and types, then run all tests
 	$(VENV_PYTHON) -m pytest --durations=0 $(PYTEST_ARGS)

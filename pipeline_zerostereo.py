@@ -779,7 +779,8 @@ class StereoImageProcessor:
             wanted = layout.split(" or ")[1] if listed else layout
             raise ValueError(f"`{name}` must have shape {wanted}; got {list(image.shape)}.")
         if isinstance(image, np.ndarray):
-            image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
+            writable = image if image.flags.writeable else image.copy()  # torch warns of arrays that it must not write
+            image = torch.from_numpy(np.ascontiguousarray(writable)).movedim(-1, -3)
         image = image if image.ndim == 4 else image[None]
         if image.dtype == torch.uint8:
             return image.float() / 255.0

@@ -40,7 +40,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO_OR_FOLDER", help="folders are searched through")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="one folder per photograph in here")
-    parser.add_argument("--weights", default=str(DEFAULT_WEIGHTS), metavar="DIR_OR_HUB_ID", help="pipeline to load")
+    parser.add_argument(
+        "--weights",
+        default=str(DEFAULT_WEIGHTS),
+        metavar="DIR_OR_HUB_ID",
+        help="pipeline to load; default: weights/zerostereo-tiny",
+    )
     parser.add_argument(
         "--disparity-scale",
         type=float,
@@ -49,7 +54,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: what suits the weights")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="together with a photograph's bytes it decides"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with a photograph's bytes it decides the random numbers (%(default)s)",
     )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
@@ -61,6 +70,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--disparity-scale must lie in (0, 1]; got {options.disparity_scale}")
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1; got {options.steps}")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device must be there; got {options.device}, and this torch sees no CUDA device")
     return options
 
 
@@ -135,7 +146,8 @@ def is_finished(photo: Path, target: Path, options: argparse.Namespace) -> bool:
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing:
         raise ValueError(
-            f"`--output` must not hold results made otherwise; {target} differs from {photo} in {differing}. "
+            f"`--output` must not hold results made otherwise; {target} differs from {photo} in {differing}: "
+            f"{[found.get(name) for name in differing]} there, {[wanted[name] for name in differing]} now. "
             "Choose another folder, or --overwrite."
         )
     return True
@@ -269,7 +281,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     # The depth network stays in float32: rounded depth moves pixels.
     dtype = {"default": DTYPES[options.dtype], "depth_estimator": torch.float32}
-    pipe = ZeroStereoPipeline.from_pretrained(options.weights, dtype=dtype).to(options.device)
+    try:
+        pipe = ZeroStereoPipeline.from_pretrained(options.weights, dtype=dtype).to(options.device)
+    except (OSError, ValueError) as error:
+        print(
+            f"--weights must be a pipeline folder or a reachable Hub id; got {options.weights}: {error}",
+            file=sys.stderr,
+        )
+        return 2
     pipe.set_progress_bar_config(disable=len(waiting) > 1, desc="denoising", leave=False)
     described: dict[Path, str] = {}
     refused: list[tuple[Path, Exception]] = []

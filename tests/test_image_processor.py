@@ -375,3 +375,10 @@ def test_pictures_of_a_turned_photograph_are_upright():
 def test_confidence_is_grey():
     picture = StereoImageProcessor.visualize_confidence(np.array([[0.0, 0.2, 1.0]], np.float32))[0]
     assert picture.mode == "L" and np.asarray(picture).tolist() == [[0, 51, 255]]
+
+
+def test_a_read_only_array_is_taken_without_a_warning(recwarn):
+    array = np.asarray(PIL.Image.new("RGB", (5, 3), (10, 20, 30)))
+    array.flags.writeable = False
+    assert StereoImageProcessor.preprocess(array).shape == (1, 3, 3, 5)
+    assert not [warning for warning in recwarn if "writable" in str(warning.message)]

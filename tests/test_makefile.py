@@ -60,6 +60,7 @@ def test_demo_installs_only_what_it_needs_and_only_once(checkout: Checkout):
     assert installs(calls) == ["requirements.txt"]
     assert calls[-1] == "synthesize.py a cat.png --output out --disparity-scale 0.06 --overwrite"
     assert checkout.make("demo", "PHOTO=a cat.png") == calls[-1:]
+    assert checkout.make("demo", "PHOTO=a $x.png")[-1].startswith("synthesize.py a $x.png --output")
 
 
 def test_demo_runs_on_an_example_of_its_own(checkout: Checkout):

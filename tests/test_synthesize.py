@@ -224,6 +224,11 @@ def test_the_same_photograph_twice_is_made_once(tmp_path):
         (["--disparity-scale", "1.5"], "--disparity-scale must lie in (0, 1]; got 1.5"),
         (["--steps", "0"], "--steps must be at least 1; got 0"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device must be there; got cuda, and this torch sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys):
@@ -273,7 +278,8 @@ def test_a_result_of_other_options_is_not_taken_for_this_one(photos, tmp_path, w
     run(photo, "--output", output, "--weights", weights)
     before = (output / "wide" / "result.json").read_bytes()
     assert run(photo, "--output", output, "--weights", weights, *change) == 2
-    assert f"differs from {photo} in ['{named}']" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"differs from {photo} in ['{named}']: " in error and f"[{change[1]}] now" in error
     assert (output / "wide" / "result.json").read_bytes() == before
 
 
@@ -301,3 +307,9 @@ def test_out_of_memory_refuses_that_photograph_only(photos, tmp_path, weights, c
 def test_an_error_of_the_weights_is_not_blamed_on_a_photograph(photos, tmp_path, weights):
     with pytest.raises(ValueError, match="`num_inference_steps` must not exceed the 1000 steps of the scheduler"):
         run(photos, "--output", tmp_path / "out", "--weights", weights, "--steps", "5000")
+
+
+def test_weights_that_are_not_there_are_named(photos, tmp_path, capsys):
+    assert run(photos, "--output", tmp_path / "out", "--weights", tmp_path / "nowhere") == 2
+    assert "--weights must be a pipeline folder or a reachable Hub id; got " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

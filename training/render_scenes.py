@@ -3,7 +3,7 @@
 
 python -m training.render_scenes --pool pool --scenes 24000 --seed 0
 python -m training.render_scenes --pool pool --scenes 24000 --seed 0 --worker 1 --workers 2   # one of two processes
-python -m training.render_scenes --pool scenes/smoke --scenes 8 --height 48 --width 64   # CPU, seconds
+python -m training.render_scenes --pool scenes/render-smoke --scenes 8 --height 48 --width 64   # CPU, seconds
 """
 
 import argparse
