@@ -1586,10 +1586,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
         # 3. Select the disparity: as given, or scaled to the image width and sharpened.
         scale = None
         if disparity is None:
-            if disparity_scale is None:
-                scale = sample_disparity_scale(B, generator)  # [B]
-            else:
-                scale = _load_scale(disparity_scale, B)  # [B]
+            drawn = disparity_scale is None
+            scale = sample_disparity_scale(B, generator) if drawn else _load_scale(disparity_scale, B)  # [B]
             assert normalized is not None  # by step 2
             disparity = self.select_disparity(normalized, scale)  # [B,1,H,W]
         disparity = disparity.to(device)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import contact_sheet, embedded_quality, whole_job
+from benchmarks.autoencoder import round_trip_psnr
 from benchmarks.embedded_quality import (
     DepthScore,
     FillScore,
@@ -350,3 +351,21 @@ def test_whole_job_is_light_before_its_probe():
     code = "import sys, benchmarks.whole_job; sys.exit('torch' in sys.modules)"
     root = Path(whole_job.__file__).resolve().parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_autoencoder_round_trip_of_a_known_error():
+    """An autoencoder that gives everything back 0.1 too bright in [0,1] has an error of 20 dB."""
+
+    class Brighter(torch.nn.Module):
+        dtype = torch.float32
+        config = types.SimpleNamespace(scaling_factor=2.0)
+
+        def encode(self, image):
+            return types.SimpleNamespace(latents=image)
+
+        def decode(self, latents):
+            return types.SimpleNamespace(sample=latents + 0.2)  # [-1,1] is twice as wide
+
+    pipe = types.SimpleNamespace(image_processor=StereoImageProcessor(), vae=Brighter(), vae_scale_factor=4)
+    photo = PIL.Image.new("RGB", (7, 5), (51, 102, 153))
+    assert round_trip_psnr(pipe, photo) == pytest.approx(20.0, abs=1e-3)
