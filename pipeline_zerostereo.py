@@ -28,7 +28,9 @@ Contents, in the order of the data:
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -39,10 +41,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -63,6 +67,8 @@ SHARPEN_THRESHOLD = 3.0  # Sobel magnitude in px; a step of s px between two pix
 NEGLIGIBLE_FRACTION = 1e-13  # fractions of a disparity below this are none: x - d would round to x in float64
 WARP_CHUNK_PIXELS = 1 << 16  # pixels warped at a time: bounds the temporaries, which then stay in a core's cache
 MIN_RELATIVE_DEPTH = 1e-3  # a depth below this share of the image's largest counts as this share when inverted
+
+TILE_OVERLAP_SHARE = 4  # neighbouring tiles overlap by at least one part in this many
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -255,6 +261,36 @@ def sample_disparity_scale(
     ]  # B x [2]
     segment_draw, position_draw = torch.stack(draws, dim=1)  # [B], [B]
     return scale_from_uniforms(segment_draw, position_draw, center, radius)
+
+
+def disparity_from_metric_depth(
+    inverse_depth: Tensor, baseline_m: float | list[float] | Tensor, fov_deg: float | list[float] | Tensor
+) -> Tensor:
+    """Turn metric inverse depth into the disparity between two eyes of a known distance.
+
+    disparity = baseline x focal length / depth, with the focal length in px, (W / 2) / tan(fov / 2): a pinhole camera
+    with square pixels and its centre in the middle.
+
+    Args:
+        inverse_depth: [B,1,H,W] float, 1/m, >= 0, finite.
+        baseline_m: distance of the eyes in metres, > 0; a number or [B].
+        fov_deg: horizontal field of view in degrees, in (0, 180); a number or [B].
+
+    Returns:
+        [B,1,H,W] float32, px at width W.
+
+    Raises:
+        TypeError: no float tensor.
+        ValueError: another shape, negative or not finite values, or numbers out of range.
+    """
+    _check_map("inverse_depth", inverse_depth)
+    _check_finite("inverse_depth", inverse_depth)
+    if (inverse_depth < 0).any():
+        raise ValueError(f"`inverse_depth` must not be negative; got a minimum of {inverse_depth.min().item():g}.")
+    B, _, _, W = inverse_depth.shape
+    baseline, fov = _load_baseline(baseline_m, fov_deg, B)  # [B], [B]
+    focal_px = W / 2 / torch.tan(torch.deg2rad(fov.double() / 2))
+    return inverse_depth.float() * (baseline * focal_px).float().to(inverse_depth.device).view(B, 1, 1, 1)
 
 
 def sharpen_disparity(disparity: Tensor, threshold: float = SHARPEN_THRESHOLD) -> Tensor:
@@ -491,6 +527,68 @@ def _warp_rows(left_image: Tensor, disparity: Tensor) -> WarpResult:
     )
 
 
+class NewViews(NamedTuple):
+    """New views of photographs: N = B of them, or 2B with the target "both" (left and right of each photograph).
+
+    Attributes:
+        images: [N,C,H,W], dtype and range of the photographs; 0 in holes.
+        hole_mask: [N,1,H,W] bool, new view, True where nothing landed.
+        visible_mask: [N,1,H,W] bool, input view, True where the pixel is seen in the new view.
+        new_view_disparity: [N,1,H,W] float32, px, new view, to the other eye's view; 0 in holes.
+    """
+
+    images: Tensor
+    hole_mask: Tensor
+    visible_mask: Tensor
+    new_view_disparity: Tensor
+
+
+def warp_to_views(image: Tensor, disparity: Tensor, target_view: str = "right") -> NewViews:
+    """Warp photographs to the right eye, to the left eye, or to two eyes around each photograph.
+
+    Convention: "right" is `forward_warp`: the photograph is the left eye. "left": the photograph is the right eye, and
+    its pixel at column x belongs at x + d of the left one: the mirror image of "right" on the mirror image. "both":
+    the photograph stands in the middle, a new left and a new right eye are half a disparity away on either side.
+
+    Args:
+        image: [B,C,H,W] float, finite.
+        disparity: [B,1,H,W] float, px, >= 0, of the photograph: between the two eyes of the pair. Infinite or NaN: the
+            pixel is dropped.
+        target_view: "right", "left" or "both".
+
+    Returns:
+        NewViews; with "both" in the order left, right of photograph 0, left, right of photograph 1.
+
+    Raises:
+        TypeError, ValueError: as `forward_warp`, or an unknown `target_view`.
+    """
+    mirrored = _mirrored_entries(target_view, len(image))
+    copies = len(mirrored) // len(image)
+    image, disparity = (value.repeat_interleave(copies, dim=0) for value in (image, disparity))
+    warp = forward_warp(_mirror(image, mirrored), _mirror(disparity / copies, mirrored))
+    return NewViews(
+        images=_mirror(warp.right_image, mirrored),
+        hole_mask=_mirror(warp.right_hole_mask, mirrored),
+        visible_mask=_mirror(warp.left_visible_mask, mirrored),
+        new_view_disparity=_mirror(warp.right_disparity * copies, mirrored),
+    )
+
+
+def _mirrored_entries(target_view: str, batch_size: int) -> list[bool]:
+    """Tell for each new view whether it is a left one, which is made and filled as the mirror image of a right one."""
+    _check_choice("target_view", target_view, TARGET_VIEWS)
+    return {"right": [False], "left": [True], "both": [True, False]}[target_view] * batch_size
+
+
+def _mirror(value: Tensor, mirrored: list[bool]) -> Tensor:
+    """Flip the columns of those entries of [N,...,W] that are to be mirrored; a batch without any is passed on."""
+    if not any(mirrored):
+        return value
+    if all(mirrored):
+        return value.flip(-1)
+    return torch.stack([one.flip(-1) if flip else one for one, flip in zip(value, mirrored, strict=True)])
+
+
 def fill_from_background(right_image: Tensor, right_hole_mask: Tensor, right_disparity: Tensor) -> Tensor:
     """Fill every hole along its row from the farther of its two neighbours.
 
@@ -634,6 +732,144 @@ def cover_holes(
     return 2 * fill_from_background(right_image, right_hole_mask, right_disparity) - 1
 
 
+class WorkingPicture(NamedTuple):
+    """A warped view at the size that the networks work at.
+
+    Attributes:
+        image: [B,3,h,w] float in [0,1]: the mean colour of the known pixels of each cell; 0 in holes.
+        hole_mask: [B,1,h,w] bool, True where more than half of the cell is hole.
+        disparity: [B,1,h,w] float32, px of the full size: the mean over the known pixels of each cell; None if none
+            was given.
+    """
+
+    image: Tensor
+    hole_mask: Tensor
+    disparity: Tensor | None
+
+
+def shrink_warped_view(
+    right_image: Tensor, right_hole_mask: Tensor, right_disparity: Tensor | None, height: int, width: int
+) -> WorkingPicture:
+    """Scale a warped view down for the networks without mixing the black of holes into known colours.
+
+    Args:
+        right_image: [B,3,H,W] float in [0,1]; values in holes are not looked at.
+        right_hole_mask: [B,1,H,W] bool.
+        right_disparity: [B,1,H,W] float, px, or None.
+        height: rows of the result, 1 to H.
+        width: columns of the result, 1 to W.
+
+    Returns:
+        WorkingPicture. At the size of the input it is the input itself.
+
+    Raises:
+        ValueError: a size outside 1 to H or 1 to W.
+    """
+    H, W = right_image.shape[-2:]
+    if not (1 <= height <= H and 1 <= width <= W):
+        raise ValueError(f"`height` and `width` must lie in 1 to {[H, W]}; got {[height, width]}.")
+    if (height, width) == (H, W):
+        return WorkingPicture(right_image, right_hole_mask, right_disparity)
+    size = (height, width)
+    known = (~right_hole_mask).float()  # [B,1,H,W]
+    share = functional.adaptive_avg_pool2d(known, size)  # [B,1,h,w]
+    hole_mask = share < 0.5
+    share = share.masked_fill(hole_mask, 1.0)
+
+    def mean_of_known(value: Tensor) -> Tensor:
+        return (functional.adaptive_avg_pool2d(value * known, size) / share).masked_fill(hole_mask, 0.0)
+
+    disparity = None if right_disparity is None else mean_of_known(right_disparity)
+    return WorkingPicture(mean_of_known(right_image).clamp(0.0, 1.0), hole_mask, disparity)
+
+
+class Tile(NamedTuple):
+    """A rectangle of a latent picture: first and last row (excluded), first and last column (excluded)."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def scaled(self, factor: int) -> Tile:
+        """Return the same rectangle in pixels of `factor` per latent pixel."""
+        return Tile(*(factor * value for value in self))
+
+    def of(self, value: Tensor) -> Tensor:
+        """Cut the rectangle out of [...,H,W]; a view."""
+        return value[..., self.top : self.bottom, self.left : self.right]
+
+
+def place_tiles(height: int, width: int, tile_size: int) -> list[Tile]:
+    """Cover a picture with overlapping tiles of one size, evenly spaced, row by row.
+
+    Neighbours overlap by at least a quarter of a tile. A picture no larger than a tile along an axis has one tile
+    there.
+
+    Args:
+        height: rows of the picture.
+        width: columns of the picture.
+        tile_size: side of a tile, >= 1.
+
+    Returns:
+        Tiles inside the picture that cover it.
+    """
+
+    def starts(length: int) -> list[int]:
+        if length <= tile_size:
+            return [0]
+        overlap = -(-tile_size // TILE_OVERLAP_SHARE)
+        count = 1 + -(-(length - tile_size) // max(1, tile_size - overlap))
+        return [round(i * (length - tile_size) / (count - 1)) for i in range(count)]
+
+    return [
+        Tile(top, min(top + tile_size, height), left, min(left + tile_size, width))
+        for top in starts(height)
+        for left in starts(width)
+    ]
+
+
+def blend_tiles(
+    tiles: list[Tile], shape: tuple[int, ...], used: Tensor, compute: Callable[[Tile], Tensor], factor: int = 1
+) -> Tensor:
+    """Compute a picture tile by tile and blend overlaps with weights that fall linearly towards each tile's border.
+
+    Args:
+        tiles: from `place_tiles`. A single tile is computed and passed on as it is.
+        shape: [B,C,H,W] of the result.
+        used: [B,len(tiles)] bool: which images need which tile. A tile that no image needs is not computed, and an
+            image takes nothing from tiles that it does not need, so that a batch equals its images one by one.
+        compute: gives [B,C,tile height,tile width] of a tile, both times `factor`.
+        factor: pixels of the result per pixel of the tiles.
+
+    Returns:
+        [B,C,H,W] float32; 0 where no tile is needed.
+    """
+    if len(tiles) == 1:
+        return compute(tiles[0])
+    total, weights = None, None
+    for number, tile in enumerate(tiles):
+        if not used[:, number].any():
+            continue
+        value = compute(tile).float()
+        if total is None or weights is None:
+            total = value.new_zeros(shape)
+            weights = value.new_zeros((shape[0], 1, *shape[-2:]))
+        rows, columns = (
+            torch.arange(1.0, length + 1, device=value.device).minimum(
+                torch.arange(length, 0.0, -1, device=value.device)
+            )
+            for length in value.shape[-2:]
+        )
+        weight = rows[:, None] * columns * used[:, number].to(value.device).view(-1, 1, 1, 1)  # [B,1,h,w]
+        place = tile.scaled(factor)
+        place.of(total).add_(value * weight)
+        place.of(weights).add_(weight)
+    if total is None or weights is None:
+        return torch.zeros(shape, device=used.device)
+    return total / weights.clamp(min=1.0)
+
+
 def encode_latents(vae: AutoencoderKL | AutoencoderTiny, image: Tensor) -> Tensor:
     """Encode [B,3,H,W] in [-1,1] into scaled latents [B,c,h,w]; the posterior mean where the autoencoder has one.
 
@@ -655,27 +891,47 @@ def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Ten
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class ZeroStereoPipelineOutput(BaseOutput):
-    """A stereo pair for each photograph: the photograph is the left view, `images` the right view.
-
-    Shapes by `output_type`: "pt" tensors [B,C,H,W] (C = 1 for maps and masks), "np" arrays [B,H,W,C], "pil" a list of
-    B PIL images, and arrays [B,H,W] for maps and masks. Maps are float32, masks bool, image values lie in [0,1].
+class Photographs(NamedTuple):
+    """Loaded photographs of one size.
 
     Attributes:
-        images: the new view. Known pixels equal those of `warped_images` bit for bit, holes are invented.
-        disparity: px, input view, >= 0: the input pixel at column x is seen at column x - d of the new view. As given
-            where `disparity=` was passed (infinite = unknown).
-        confidence: [0,1], input view: flip consistency stretched within each image (not comparable between images).
-            None where the depth network did not run.
-        hole_mask: new view, True where the pixel is invented.
-        visible_mask: input view, True where the pixel is seen in the new view.
-        warped_images: the new view before inpainting, 0 in holes.
-        new_view_disparity: px, new view, 0 in holes.
+        pixels: [B,3,H,W] float32 in [0,1], in each photograph's own colours.
+        icc_profiles: one colour profile per photograph; None = sRGB.
+    """
+
+    pixels: Tensor
+    icc_profiles: list[bytes | None]
+
+
+@dataclass
+class ZeroStereoPipelineOutput(BaseOutput):
+    """A stereo pair for each photograph: B photographs give N new views, N = B, or 2B with `target_view="both"`.
+
+    With "both" the new views are left and right eye of photograph 0, then of photograph 1, and so on.
+
+    Shapes by `output_type`: "pt" tensors [N,C,H,W] (C = 1 for maps and masks), "np" arrays [N,H,W,C], "pil" a list of
+    N PIL images, and arrays [N,H,W] for maps and masks; "latent" as "pt". Maps are float32, masks bool, image values
+    lie in [0,1], in the colours of the photograph; PIL images carry its colour profile.
+
+    Attributes:
+        images: N new views. Known pixels equal those of `warped_images` bit for bit, holes are invented. With
+            `output_type="latent"` the denoised latents [N,c,h,w] of the networks' working picture.
+        disparity: B maps, px, input view, >= 0: the input pixel at column x is seen at column x - d of a new right
+            view, x + d of a new left view, and half as far in each with "both". As given where `disparity=` was
+            passed (infinite = unknown).
+        confidence: B maps in [0,1], input view: flip consistency stretched within each image (not comparable between
+            images). None where the depth network did not run.
+        hole_mask: N masks, new view, True where the pixel is invented.
+        visible_mask: N masks, input view, True where the pixel is seen in the new view.
+        warped_images: N new views before inpainting, 0 in holes.
+        new_view_disparity: N maps, px, new view, 0 in holes: to the other eye's view (with "both" that is the other
+            new view, so the full disparity).
         disparity_scale: [B] float32, s: the largest possible disparity as a share of the width. None where
-            `disparity=` was passed.
+            `disparity=` or `baseline_m=` was passed.
         flip_agreement: [B] float32 in [0,1], mean of u = 1 - |difference| of the flip consistency: comparable between
             images. None where the depth network did not run.
+        input_images: B photographs as they were used: upright, first frame, RGB.
+        target_view: "right", "left" or "both", as asked for.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | Tensor
@@ -687,6 +943,22 @@ class ZeroStereoPipelineOutput(BaseOutput):
     new_view_disparity: np.ndarray | Tensor
     disparity_scale: np.ndarray | Tensor | None
     flip_agreement: np.ndarray | Tensor | None
+    input_images: list[PIL.Image.Image] | np.ndarray | Tensor
+    target_view: str
+
+    @property
+    def left_image(self) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+        """The left eye of each photograph, B of them, whatever the target."""
+        if self.target_view == "both":
+            return self.images[0::2]
+        return self.images if self.target_view == "left" else self.input_images
+
+    @property
+    def right_image(self) -> list[PIL.Image.Image] | np.ndarray | Tensor:
+        """The right eye of each photograph, B of them, whatever the target."""
+        if self.target_view == "both":
+            return self.images[1::2]
+        return self.images if self.target_view == "right" else self.input_images
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -694,6 +966,10 @@ class ZeroStereoPipelineOutput(BaseOutput):
 # ---------------------------------------------------------------------------------------------------------------------
 
 PILImageInput = PIL.Image.Image | np.ndarray | Tensor | list[PIL.Image.Image] | list[np.ndarray] | list[Tensor]
+
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 # Dubois' least-squares projection for red-cyan glasses (E. Dubois, "A projection method to generate anaglyph stereo
 # images", ICASSP 2001): rows are R, G, B of the anaglyph, columns R, G, B of the left and the right view. Each row
@@ -732,41 +1008,94 @@ class StereoImageProcessor:
     # --- in ---
 
     @staticmethod
-    def preprocess(image: PILImageInput, name: str = "image") -> Tensor:
-        """Load one photograph or a batch of equal size.
+    def open(path: str | os.PathLike) -> PIL.Image.Image:
+        """Open a photograph file of any format that Pillow reads; HEIC through the optional package pillow-heif.
+
+        Raises:
+            ImportError: a HEIC file, and pillow-heif is not installed.
+            OSError: no such file, or none that Pillow reads (`PIL.UnidentifiedImageError`).
+        """
+        try:
+            return PIL.Image.open(path)
+        except PIL.UnidentifiedImageError as error:
+            with open(path, "rb") as file:
+                start = file.read(12)
+            if start[4:8] != b"ftyp" or start[8:12] not in HEIC_BRANDS:
+                raise
+            try:
+                pillow_heif: Any = importlib.import_module("pillow_heif")
+            except ImportError:
+                raise ImportError(
+                    "`path` must be of a format that Pillow reads, or the package pillow-heif must be installed "
+                    f"(pip install pillow-heif); got the HEIC file {path}."
+                ) from error
+            return pillow_heif.open_heif(path).to_pillow()
+
+    @staticmethod
+    def preprocess(image: PILImageInput | Photographs, name: str = "image") -> Tensor:
+        """Load photographs as the networks see them: `load`, then sRGB.
 
         Args:
-            image: PIL image; array [H,W,3] or [B,H,W,3]; tensor [3,H,W] or [B,3,H,W]; or a list of one of these kinds
-                without the batch axis. Arrays and tensors are uint8 in 0..255 or float in [0,1]. The EXIF orientation
-                of PIL images is applied; grey, palette and CMYK images become RGB.
+            image: as in `load`.
             name: the argument, for messages.
 
         Returns:
-            [B,3,H,W] float32 in [0,1], on the device of the tensors handed in, else on the CPU. A float32 tensor
-            [B,3,H,W] is returned as it is, not copied.
+            [B,3,H,W] float32 in [0,1], sRGB. A float32 tensor [B,3,H,W] is returned as it is, not copied.
+
+        Raises:
+            TypeError, ValueError: as `load`.
+        """
+        photographs = StereoImageProcessor.load(image, name)
+        return StereoImageProcessor.to_srgb(photographs.pixels, photographs.icc_profiles)
+
+    @staticmethod
+    def load(image: PILImageInput | Photographs, name: str = "image") -> Photographs:
+        """Load one photograph or a batch of equal size, in its own colours.
+
+        Rules for PIL images: the EXIF orientation is applied. Of several frames the one that the image stands at is
+        used, which is the first of a file just opened. Grey, 16-bit grey, palette, CMYK, LAB and other modes become
+        RGB, through their colour profile where they have one; an RGB profile is kept, not applied. Transparency that
+        is opaque everywhere is dropped; else the photograph is composited on white. What changes the picture
+        (frames left out, transparency, a profile that cannot be used) is logged as a warning.
+
+        Args:
+            image: PIL image; array [H,W,3] or [B,H,W,3]; tensor [3,H,W] or [B,3,H,W]; or a list of one of these kinds
+                without the batch axis. Arrays and tensors are uint8 in 0..255, uint16 in 0..65535 or float in [0,1].
+            name: the argument, for messages.
+
+        Returns:
+            Photographs: pixels on the device of the tensors handed in, else on the CPU. A float32 tensor [B,3,H,W] is
+            passed on, not copied.
 
         Raises:
             TypeError: another kind of object.
-            ValueError: an empty list, images of different sizes, another number of channels, an alpha channel, more
-                than 8 bits in a PIL image, or values outside [0,1].
+            ValueError: an empty list, images of different sizes, another number of channels, a PIL image of mode "I"
+                or "F" (its range is not known), or values outside [0,1].
         """
+        if isinstance(image, Photographs):
+            return image
         items = image if isinstance(image, list) else [image]
         if not items:
             raise ValueError(f"`{name}` must hold at least one image; got an empty list.")
-        tensors = [StereoImageProcessor._to_tensor(item, name, listed=isinstance(image, list)) for item in items]
-        sizes = [tuple(tensor.shape[-2:]) for tensor in tensors]
+        loaded = [StereoImageProcessor._load_item(item, name, listed=isinstance(image, list)) for item in items]
+        sizes = [tuple(one.pixels.shape[-2:]) for one in loaded]
         if len(set(sizes)) > 1:
             raise ValueError(
                 f"`{name}` must hold images of one size per call; got heights and widths "
                 f"{[list(size) for size in sizes]}. Call the pipeline once per size."
             )
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)  # [B,3,H,W]
+        if len(loaded) == 1:
+            return loaded[0]
+        return Photographs(
+            torch.cat([one.pixels for one in loaded]), [profile for one in loaded for profile in one.icc_profiles]
+        )
 
     @staticmethod
-    def _to_tensor(image: Any, name: str, listed: bool) -> Tensor:
+    def _load_item(image: Any, name: str, listed: bool) -> Photographs:
         """Load one item of `image=` as [1,3,H,W], or [B,3,H,W] for a batched array that is not part of a list."""
+        profile: bytes | None = None
         if isinstance(image, PIL.Image.Image):
-            image = np.array(StereoImageProcessor._to_rgb(image, name))  # [H,W,3] uint8
+            image, profile = StereoImageProcessor._to_rgb(image, name)  # [H,W,3] uint8, or uint16 from 16-bit grey
         elif not isinstance(image, (np.ndarray, Tensor)):
             raise TypeError(
                 f"`{name}` must be a PIL image, a numpy array, a torch tensor or a list of one of these; "
@@ -779,32 +1108,102 @@ class StereoImageProcessor:
             wanted = layout.split(" or ")[1] if listed else layout
             raise ValueError(f"`{name}` must have shape {wanted}; got {list(image.shape)}.")
         if isinstance(image, np.ndarray):
-            writable = image if image.flags.writeable else image.copy()  # torch warns of arrays that it must not write
-            image = torch.from_numpy(np.ascontiguousarray(writable)).movedim(-1, -3)
+            # torch warns of arrays that it must not write, and knows one byte order.
+            native = image.astype(image.dtype.newbyteorder("="), copy=not image.flags.writeable)
+            image = torch.from_numpy(np.ascontiguousarray(native)).movedim(-1, -3)
         image = image if image.ndim == 4 else image[None]
-        if image.dtype == torch.uint8:
-            return image.float() / 255.0
-        if not image.is_floating_point():
-            raise ValueError(f"`{name}` must be uint8 in 0..255 or float in [0, 1]; got dtype {image.dtype}.")
+        if image.dtype in (torch.uint8, torch.uint16):
+            image = image.float() / torch.iinfo(image.dtype).max
+        elif not image.is_floating_point():
+            raise ValueError(
+                f"`{name}` must be uint8 in 0..255, uint16 in 0..65535 or float in [0, 1]; got dtype {image.dtype}."
+            )
         lowest, highest = (bound.item() for bound in torch.aminmax(image))
         if not (lowest >= 0.0 and highest <= 1.0):
             raise ValueError(f"`{name}` must lie in [0, 1] where it is float; got {lowest:g} to {highest:g}.")
-        return image.float()
+        return Photographs(image.float(), [profile] * len(image))
 
     @staticmethod
-    def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-        """Apply the EXIF orientation and return 8-bit RGB, refusing what cannot become RGB without a choice."""
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    def _to_rgb(image: PIL.Image.Image, name: str) -> tuple[np.ndarray, bytes | None]:
+        """Return the upright pixels [H,W,3] of a PIL image and the RGB colour profile that they are meant in."""
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            logger.warning(f"`{name}` has {frames} frames; frame {image.tell() + 1} is used and the others are not.")
+        upright = PIL.ImageOps.exif_transpose(image)
+        data = StereoImageProcessor._usable_profile(image, name)
+        if upright.mode in ALPHA_MODES or "transparency" in upright.info:
+            upright = StereoImageProcessor._without_alpha(upright, name)
+        if upright.mode in SIXTEEN_BIT_MODES:
+            grey = np.asarray(upright).astype(np.uint16)  # [H,W]
+            return np.repeat(grey[..., None], 3, axis=-1), None
+        if upright.mode not in ("RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr", "LAB", "HSV"):
             raise ValueError(
-                f"`{name}` must have no alpha channel; got a PIL image of mode {image.mode!r}. "
+                f"`{name}` must be a PIL image of 8 bits a channel or 16-bit grey; got mode {image.mode!r}, whose "
+                "range is not known. Scale it to 8 bits, or pass a float array in [0, 1]."
+            )
+        space = None if data is None else _profile_space(data)
+        if space in ("GRAY", "CMYK") or upright.mode == "LAB":
+            mode = {"GRAY": "L", "CMYK": "CMYK"}.get(space or "", upright.mode)
+            own = PIL.ImageCms.createProfile("LAB") if data is None else PIL.ImageCms.ImageCmsProfile(io.BytesIO(data))
+            converted = PIL.ImageCms.profileToProfile(
+                upright.convert(mode), own, PIL.ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            assert converted is not None  # it is only with inPlace=True
+            return np.array(converted), None
+        return np.array(upright.convert("RGB")), data
+
+    @staticmethod
+    def _without_alpha(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+        """Drop an alpha channel that is opaque everywhere, else composite on white."""
+        if image.mode in SIXTEEN_BIT_MODES:
+            raise ValueError(
+                f"`{name}` must have no transparency where it has 16 bits; got a PIL image of mode {image.mode!r}. "
                 "Composite it on a background first."
             )
-        if image.mode not in ("RGB", "L", "1", "P", "CMYK", "YCbCr"):
-            raise ValueError(
-                f"`{name}` must be a PIL image of 8 bits a channel; got mode {image.mode!r}. "
-                "Scale it to 8 bits, or pass a float array in [0, 1]."
-            )
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+        with_alpha = image.convert("RGBA")
+        alpha = with_alpha.getchannel("A")
+        lowest, _ = alpha.getextrema()
+        flat = PIL.Image.new("RGB", image.size, "white")
+        flat.paste(with_alpha.convert("RGB"), mask=alpha)
+        if lowest != 255:
+            logger.warning(f"`{name}` is transparent in places; it is composited on white.")
+        return flat
+
+    @staticmethod
+    def _usable_profile(image: PIL.Image.Image, name: str) -> bytes | None:
+        """Return the colour profile of a PIL image if it can be read and suits the image's mode."""
+        data = image.info.get("icc_profile")
+        if not data:
+            return None
+        space = _profile_space(data)
+        suits = {"RGB": ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"), "CMYK": ("CMYK",), "LAB": ("LAB",)}
+        suits["GRAY"] = ("L", "LA", "La", "1")
+        if image.mode in suits.get(space or "", ()):
+            return data
+        found = "cannot be read" if space is None else f"is for {space}, not for mode {image.mode!r}"
+        logger.warning(f"`{name}` has a colour profile that {found}; the photograph is taken for sRGB.")
+        return None
+
+    @staticmethod
+    def to_srgb(pixels: Tensor, icc_profiles: list[bytes | None]) -> Tensor:
+        """Convert pictures from their own colours to sRGB.
+
+        Args:
+            pixels: [N,3,H,W] float in [0,1].
+            icc_profiles: N RGB colour profiles; None = sRGB.
+
+        Returns:
+            [N,3,H,W], float32, in [0,1]; 8-bit steps where there is a profile. The very tensor where there is none.
+
+        Raises:
+            ValueError: another number of profiles than pictures.
+        """
+        return _convert_colors(pixels, icc_profiles, to_srgb=True)
+
+    @staticmethod
+    def from_srgb(pixels: Tensor, icc_profiles: list[bytes | None]) -> Tensor:
+        """Convert pictures from sRGB to the colours of their profiles; see `to_srgb`."""
+        return _convert_colors(pixels, icc_profiles, to_srgb=False)
 
     @staticmethod
     def load_map(name: str, value: Any, batch_size: int, height: int, width: int) -> Tensor:
@@ -847,27 +1246,35 @@ class StereoImageProcessor:
     # --- out ---
 
     @staticmethod
-    def postprocess(images: Tensor, output_type: str) -> Any:
-        """Convert images [B,3,H,W] in [0,1] to `output_type`: "pt" as they are, "np" [B,H,W,3], "pil" a list."""
-        if output_type == "pt":
+    def postprocess(images: Tensor, output_type: str, icc_profiles: list[bytes | None] | None = None) -> Any:
+        """Convert images [B,3,H,W] in [0,1] to `output_type`: "pt" and "latent" as they are, "np" [B,H,W,3], "pil".
+
+        PIL images carry the profiles, which Pillow writes into PNG and TIFF files by itself, into JPEG and WebP files
+        with `save(..., icc_profile=image.info.get("icc_profile"))`.
+        """
+        if output_type in ("pt", "latent"):
             return images
         array = images.float().movedim(1, -1).cpu().numpy()  # [B,H,W,3]
         if output_type == "np":
             return array
-        return [PIL.Image.fromarray(one) for one in np.rint(array * 255.0).astype(np.uint8)]
+        pictures = [PIL.Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in array]
+        for picture, profile in zip(pictures, icc_profiles or [None] * len(pictures), strict=True):
+            if profile is not None:
+                picture.info["icc_profile"] = profile
+        return pictures
 
     @staticmethod
     def postprocess_map(value: Tensor | None, output_type: str) -> Any:
-        """Convert a map or mask [B,1,H,W] to `output_type`: "pt" as it is, "np" [B,H,W,1], "pil" an array [B,H,W]."""
-        if value is None or output_type == "pt":
+        """Convert maps or masks [B,1,H,W]: "pt" and "latent" as they are, "np" [B,H,W,1], "pil" an array [B,H,W]."""
+        if value is None or output_type in ("pt", "latent"):
             return value
         array = value.movedim(1, -1).cpu().numpy()  # [B,H,W,1]
         return array if output_type == "np" else array[..., 0]
 
     @staticmethod
     def postprocess_vector(value: Tensor | None, output_type: str) -> Any:
-        """Convert one number per image [B] to `output_type`: "pt" as they are, else an array [B]."""
-        return value if value is None or output_type == "pt" else value.cpu().numpy()
+        """Convert one number per image [B] to `output_type`: "pt" and "latent" as they are, else an array [B]."""
+        return value if value is None or output_type in ("pt", "latent") else value.cpu().numpy()
 
     # --- pictures ---
 
@@ -991,8 +1398,10 @@ class StereoImageProcessor:
 
 LATENT_MASK_REDUCTIONS = ("nearest", "max")
 MASKED_FILLS = ("zero", "background")
-DEPTH_PREDICTIONS = ("inverse_depth", "depth")
-OUTPUT_TYPES = ("pil", "np", "pt")
+DEPTH_PREDICTIONS = ("inverse_depth", "depth", "metric_depth")
+TARGET_VIEWS = ("right", "left", "both")
+FILLS = ("whole", "tiled", "background")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 EXAMPLE_DOC_STRING = """
 Examples:
@@ -1012,13 +1421,14 @@ Examples:
 """
 
 
-class ZeroStereoPipeline(DiffusionPipeline):
+class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     r"""Turns photographs into stereo pairs, after ZeroStereo (https://arxiv.org/abs/2501.08654).
 
     Depth network -> disparity range fitted to the image width -> forward warp with masks -> diffusion inpainting of
-    the holes. The photograph is the left view, the new view the right one.
+    the holes. The photograph is the left view and the new view the right one, unless `target_view` says otherwise.
 
-    Model inherits from [`DiffusionPipeline`]; see there for loading, saving and moving to devices.
+    Model inherits from [`DiffusionPipeline`]; see there for loading, saving and moving to devices. LoRA weights of the
+    UNet are loaded, fused and unloaded with the methods of [`StableDiffusionLoraLoaderMixin`].
 
     Args:
         unet ([`UNet2DConditionModel`]):
@@ -1036,7 +1446,9 @@ class ZeroStereoPipeline(DiffusionPipeline):
             filled from the farther side).
         default_num_inference_steps (`int`): steps that suit the weights.
         default_depth_resolution (`int`): upper bound of the depth network's short side in px; 0 = none.
-        depth_prediction (`str`): "inverse_depth" (Depth Anything) or "depth".
+        default_inpaint_resolution (`int`): upper bound of the inpainting networks' short side in px; 0 = none.
+        tile_size (`int`): side in px of the tiles of `fill="tiled"`; what the UNet was trained on suits.
+        depth_prediction (`str`): "inverse_depth" (Depth Anything), "depth" or "metric_depth" (metres).
         depth_mean (`list`), depth_std (`list`): normalisation of the depth network's input, RGB in [0,1].
         depth_size_multiple (`int`): the depth network's input is padded to multiples of this.
         empty_prompt_embeds (`list`, *optional*): embedding of the empty prompt, tokens x channels.
@@ -1044,6 +1456,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "depth_estimator->text_encoder->unet->vae"
     _optional_components = ["depth_estimator", "text_encoder", "tokenizer"]
+    _lora_loadable_modules = ["unet"]
     _callback_tensor_inputs = ["latents", "latent_mask", "masked_image_latents", "prompt_embeds"]
 
     def __init__(
@@ -1058,6 +1471,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
         masked_fill: str = "zero",
         default_num_inference_steps: int = 50,
         default_depth_resolution: int = 0,
+        default_inpaint_resolution: int = 0,
+        tile_size: int = 512,
         depth_prediction: str = "inverse_depth",
         depth_mean: list = IMAGENET_MEAN,  # type: ignore[assignment]
         depth_std: list = IMAGENET_STD,  # type: ignore[assignment]
@@ -1071,11 +1486,12 @@ class ZeroStereoPipeline(DiffusionPipeline):
             ("masked_fill", masked_fill, MASKED_FILLS),
             ("depth_prediction", depth_prediction, DEPTH_PREDICTIONS),
         ):
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
+            _check_choice(name, value, choices)
         for name, value, least in (
             ("default_num_inference_steps", default_num_inference_steps, 1),
             ("default_depth_resolution", default_depth_resolution, 0),
+            ("default_inpaint_resolution", default_inpaint_resolution, 0),
+            ("tile_size", tile_size, 1),
             ("depth_size_multiple", depth_size_multiple, 1),
         ):
             if not _is_int(value) or value < least:
@@ -1100,6 +1516,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
             masked_fill=masked_fill,
             default_num_inference_steps=default_num_inference_steps,
             default_depth_resolution=default_depth_resolution,
+            default_inpaint_resolution=default_inpaint_resolution,
+            tile_size=tile_size,
             depth_prediction=depth_prediction,
             depth_mean=list(depth_mean),
             depth_std=list(depth_std),
@@ -1153,11 +1571,25 @@ class ZeroStereoPipeline(DiffusionPipeline):
             config["_class_name"] = config["_class_name"][-1]
         return config
 
+    # --- LoRA: of the UNet alone, for no prompt is ever given ---
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `load_lora_weights` fills the UNet, and there may be no text encoder."""
+
+    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Merge loaded LoRA weights into the UNet; see `LoraBaseMixin.fuse_lora`."""
+        super().fuse_lora(components=["unet"] if components is None else components, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Take merged LoRA weights out of the UNet again; see `LoraBaseMixin.unfuse_lora`."""
+        super().unfuse_lora(components=["unet"] if components is None else components, **kwargs)
+
     # --- the public steps, each usable alone ---
 
     @torch.no_grad()
     def estimate_inverse_depth(
-        self, image: PILImageInput, depth_resolution: int | None = None
+        self, image: PILImageInput | Photographs, depth_resolution: int | None = None
     ) -> tuple[Tensor, FlipConsistency]:
         """Run the depth network on the photographs and their mirror images, in one batch.
 
@@ -1171,11 +1603,39 @@ class ZeroStereoPipeline(DiffusionPipeline):
         Raises:
             ValueError: no depth estimator; or its output is not finite.
         """
+        inverse_depth, flip = self._predict_inverse_depth(image, depth_resolution)
+        return normalize_inverse_depth(inverse_depth), flip
+
+    @torch.no_grad()
+    def estimate_metric_inverse_depth(
+        self, image: PILImageInput | Photographs, depth_resolution: int | None = None
+    ) -> tuple[Tensor, FlipConsistency]:
+        """Run a metric depth network as `estimate_inverse_depth` does, without normalising what it says.
+
+        Returns:
+            (inverse depth [B,1,H,W] float32 in 1/m, FlipConsistency). Depths below a thousandth of the image's largest
+            count as that.
+
+        Raises:
+            ValueError: no depth estimator, or one that is not configured as `depth_prediction="metric_depth"`; or its
+                output is not finite.
+        """
+        if self.config.depth_prediction != "metric_depth":
+            raise ValueError(
+                '`depth_prediction` must be configured as "metric_depth" for distances in metres; '
+                f"got {self.config.depth_prediction!r}."
+            )
+        return self._predict_inverse_depth(image, depth_resolution)
+
+    def _predict_inverse_depth(
+        self, image: PILImageInput | Photographs, depth_resolution: int | None
+    ) -> tuple[Tensor, FlipConsistency]:
+        """Return what the network says, inverted where it says depth, as [B,1,H,W], and FlipConsistency."""
         self._check_depth_arguments(depth_resolution)
         bound = self.config.default_depth_resolution if depth_resolution is None else depth_resolution
         image = self.image_processor.preprocess(image).to(self._execution_device)  # [B,3,H,W]
         B, _, H, W = image.shape
-        h, w = self._depth_input_size(H, W, bound)
+        h, w = _bounded_size(H, W, bound)
         if (h, w) != (H, W):
             image = functional.interpolate(image, (h, w), mode="bicubic", antialias=True).clamp(0.0, 1.0)  # [B,3,h,w]
         mean, std = (
@@ -1187,7 +1647,7 @@ class ZeroStereoPipeline(DiffusionPipeline):
         predicted = predicted.reshape(2 * B, 1, *predicted.shape[-2:])
         if predicted.shape[-2:] != padded.shape[-2:]:
             predicted = functional.interpolate(predicted, padded.shape[-2:], mode="bilinear")  # [2B,1,Hp,Wp]
-        if self.config.depth_prediction == "depth":
+        if self.config.depth_prediction != "inverse_depth":
             farthest = predicted.amax((1, 2, 3), keepdim=True)
             predicted = 1.0 / torch.maximum(predicted, MIN_RELATIVE_DEPTH * farthest)
         predicted = unpad(torch.cat([predicted[:B], predicted[B:].flip(-1)]), padding)  # [2B,1,h,w]
@@ -1199,24 +1659,20 @@ class ZeroStereoPipeline(DiffusionPipeline):
                 f"{int((~torch.isfinite(predicted)).sum())} infinite or NaN values of {predicted.numel()}."
             )
         normalized = normalize_inverse_depth(predicted)
-        return normalized[:B], flip_consistency(normalized[:B], normalized[B:])
-
-    @staticmethod
-    def _depth_input_size(height: int, width: int, resolution: int) -> tuple[int, int]:
-        """Height and width of the depth network's picture when its short side is bounded by `resolution` (0 = not)."""
-        short = min(height, width)
-        if resolution == 0 or short <= resolution:
-            return height, width
-        return max(1, round(height * resolution / short)), max(1, round(width * resolution / short))
+        return predicted[:B], flip_consistency(normalized[:B], normalized[B:])
 
     def select_disparity(
-        self, normalized_inverse_depth: Tensor, disparity_scale: float | list[float] | Tensor
+        self,
+        normalized_inverse_depth: Tensor,
+        disparity_scale: float | list[float] | Tensor,
+        sharpen: bool = True,
     ) -> Tensor:
         """Fit a normalised inverse depth to the image width and sharpen it.
 
         Args:
             normalized_inverse_depth: [B,1,H,W] float in [0,1].
             disparity_scale: s, a number or one per image: largest disparity as a share of the width.
+            sharpen: make hard steps of soft borders (`sharpen_disparity`); for maps that have hard steps, False.
 
         Returns:
             [B,1,H,W] float32, px, input view.
@@ -1231,7 +1687,8 @@ class ZeroStereoPipeline(DiffusionPipeline):
         if not (lowest >= 0 and highest <= 1):
             raise ValueError(f"`normalized_inverse_depth` must lie in [0, 1]; got {lowest:g} to {highest:g}.")
         scale = _load_scale(disparity_scale, B).to(normalized_inverse_depth.device)  # [B]
-        return sharpen_disparity(normalized_inverse_depth.float() * (scale * W).view(B, 1, 1, 1))
+        disparity = normalized_inverse_depth.float() * (scale * W).view(B, 1, 1, 1)
+        return sharpen_disparity(disparity) if sharpen else disparity
 
     def warp(self, image: PILImageInput, disparity: np.ndarray | Tensor) -> WarpResult:
         """Warp photographs by their disparity on the pipeline's device.
@@ -1275,110 +1732,221 @@ class ZeroStereoPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: Tensor | None,
     ) -> Tensor:
-        """Draw the initial noise, in float32 whatever the networks use, or take `latents`; scale for the scheduler."""
+        """Draw the initial noise, in float32 whatever the networks use, or take `latents`; scale for the scheduler.
+
+        Noise is drawn picture after picture, also from a single generator, so that a batch equals its pictures one by
+        one.
+        """
         device = self._execution_device
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            generators = [generator] * shape[0] if isinstance(generator, torch.Generator) else generator
+            latents = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
         return latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
 
     @torch.no_grad()
     def inpaint(
         self,
-        warped_image: PILImageInput,
+        warped_image: PILImageInput | Photographs,
         hole_mask: Tensor,
         new_view_disparity: Tensor | None = None,
         *,
+        target_view: str = "right",
+        fill: str = "whole",
+        inpaint_resolution: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        output_type: str = "pt",
         callback_on_step_end: Callable[[Any, int, Any, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> Tensor:
         """Fill the holes of warped views by diffusion; no text guidance.
 
+        Left views are filled as mirror images, because the networks were trained on right ones.
+
         Args:
-            warped_image: [B,3,H,W] in [0,1], or any form that `__call__` takes.
-            hole_mask: [B,1,H,W] bool, True where to fill.
-            new_view_disparity: [B,1,H,W] px; needed where the weights want holes filled from the background.
+            warped_image: [N,3,H,W] in [0,1], or any form that `__call__` takes.
+            hole_mask: [N,1,H,W] bool, True where to fill.
+            new_view_disparity: [N,1,H,W] px; needed where the weights want holes filled from the background, and for
+                `fill="background"`.
+            target_view: which eyes the views are: "right", "left", or "both" for left and right by turns.
+            fill: as in `__call__`.
+            inpaint_resolution: as in `__call__`.
             num_inference_steps: denoising steps; None = as configured.
-            generator: one, or one per image.
-            latents: initial noise [B,c,h,w] instead of drawn noise.
+            timesteps: as in `__call__`.
+            sigmas: as in `__call__`.
+            eta: as in `__call__`.
+            generator: one, or one per view; with "both" also one per pair.
+            latents: initial noise [N,c,h,w] of the working picture instead of drawn noise.
+            output_type: "pt", or "latent" for the denoised latents [N,c,h,w] of the working picture.
             callback_on_step_end: as in `__call__`.
             callback_on_step_end_tensor_inputs: as in `__call__`.
 
         Returns:
-            [B,3,H,W] float32 in [0,1]; known pixels bit for bit those of `warped_image`.
+            [N,3,H,W] float32 in [0,1]; known pixels bit for bit those of `warped_image`.
 
         Raises:
             ValueError: shapes disagree, or `new_view_disparity` is needed and missing.
         """
-        warped = self.image_processor.preprocess(warped_image, "warped_image").to(self._execution_device)  # [B,3,H,W]
-        self._check_inpaint_inputs(warped, hole_mask, new_view_disparity)
+        warped, icc_profiles = self.image_processor.load(warped_image, "warped_image")  # [N,3,H,W]
+        warped = warped.to(self._execution_device)
+        self._check_inpaint_inputs(warped, hole_mask, new_view_disparity, target_view, fill)
+        N, _, H, W = warped.shape
+        copies = 2 if target_view == "both" else 1
+        if isinstance(generator, list) and len(generator) * copies == N:
+            generator = [one for one in generator for _ in range(copies)]
         self._check_loop_inputs(
-            len(warped),
-            warped.shape[-2:],
+            N,
+            (H, W),
+            fill,
+            inpaint_resolution,
             num_inference_steps,
+            timesteps,
+            sigmas,
+            eta,
             generator,
             latents,
+            output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        hole_mask = hole_mask.to(warped.device)
+        mirrored = _mirrored_entries(target_view, N // copies)
+        hole_mask = _mirror(hole_mask.to(warped.device), mirrored)
+        warped = _mirror(warped, mirrored)
         if new_view_disparity is not None:
-            new_view_disparity = new_view_disparity.to(warped.device)
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
+            new_view_disparity = _mirror(new_view_disparity.to(warped.device), mirrored)
+        if fill == "background":
+            assert new_view_disparity is not None  # by _check_inpaint_inputs
+            return _mirror(fill_from_background(warped, hole_mask, new_view_disparity), mirrored)
         self._interrupt = False
 
         # 1. What the UNet is told: the view with its holes covered, and where they are.
         # Model invocation: self.vae, self.text_encoder.
-        masked = cover_holes(warped, hole_mask, new_view_disparity, self.config.masked_fill)  # [B,3,H,W] in [-1,1]
-        padded, padding = pad_to_multiple(masked, self.vae_scale_factor)  # [B,3,Hp,Wp]
-        padded_mask, _ = pad_to_multiple(hole_mask, self.vae_scale_factor)  # [B,1,Hp,Wp]
-        dtype = self.unet.dtype
-        masked_image_latents = encode_latents(self.vae, padded).to(dtype)  # [B,c,h,w]
-        latent_mask = reduce_mask_to_latent(padded_mask, self.vae_scale_factor, self.config.latent_mask_reduction)
-        latent_mask = latent_mask.to(dtype)  # [B,1,h,w]
-        prompt_embeds = self.encode_empty_prompt().to(warped.device, dtype).expand(len(warped), -1, -1)
+        working = shrink_warped_view(
+            self.image_processor.to_srgb(warped, icc_profiles),
+            hole_mask,
+            new_view_disparity,
+            *self._working_size(H, W, fill, inpaint_resolution),
+        )
+        masked = cover_holes(*working, self.config.masked_fill)  # [N,3,H',W'] in [-1,1]
+        padded, padding = pad_to_multiple(masked, self.vae_scale_factor)  # [N,3,Hp,Wp]
+        padded_mask, _ = pad_to_multiple(working.hole_mask, self.vae_scale_factor)  # [N,1,Hp,Wp]
+        h, w = (length // self.vae_scale_factor for length in padded.shape[-2:])
+        tiles = self._tiles(h, w, fill)
+        used = torch.stack([tile.scaled(self.vae_scale_factor).of(padded_mask).any((1, 2, 3)) for tile in tiles], 1)
+        dtype, factor = self.unet.dtype, self.vae_scale_factor
+        latent_shape = (N, self.vae.config.latent_channels, h, w)
+        masked_image_latents = blend_tiles(
+            tiles, latent_shape, used, lambda tile: encode_latents(self.vae, tile.scaled(factor).of(padded))
+        ).to(dtype)  # [N,c,h,w]
+        latent_mask = reduce_mask_to_latent(padded_mask, factor, self.config.latent_mask_reduction).to(dtype)
+        prompt_embeds = self.encode_empty_prompt().to(warped.device, dtype).expand(N, -1, -1)
 
         # 2. Denoise from noise of each image's own generator.
         # Model invocation: self.unet.
-        self.scheduler.set_timesteps(num_inference_steps, device=warped.device)  # first: it sets init_noise_sigma
-        denoised = self.prepare_latents(tuple(masked_image_latents.shape), generator, latents)  # [B,c,h,w]
-        timesteps, step_kwargs = self.scheduler.timesteps, self._scheduler_step_kwargs(generator)
-        self._num_timesteps = len(timesteps)
+        if timesteps is not None or sigmas is not None:
+            steps = {"sigmas": sigmas} if timesteps is None else {"timesteps": timesteps}
+        elif num_inference_steps is not None:
+            steps = {"num_inference_steps": num_inference_steps}
+        else:
+            steps = {"num_inference_steps": self.config.default_num_inference_steps}
+        self.scheduler.set_timesteps(**steps, device=warped.device)  # first: it sets init_noise_sigma
+        state = {
+            "latents": self.prepare_latents(latent_shape, generator, latents),  # [N,c,h,w]
+            "latent_mask": latent_mask,  # [N,1,h,w]
+            "masked_image_latents": masked_image_latents,  # [N,c,h,w]
+            "prompt_embeds": prompt_embeds,  # [N,tokens,channels]
+        }
         callback_inputs = (
             ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         )
+        step_kwargs = self._scheduler_step_kwargs(generator, N, eta)
+        denoised = self._denoise(tiles, used, state, step_kwargs, callback_on_step_end, callback_inputs)  # [N,c,h,w]
+        if output_type == "latent":
+            return denoised
+
+        # 3. Decode, and take nothing but the holes from it.
+        # Model invocation: self.vae.
+        decoded = blend_tiles(
+            tiles, tuple(padded.shape), used, lambda tile: decode_latents(self.vae, tile.of(denoised)), factor
+        )
+        decoded = (unpad(decoded.float(), padding) / 2 + 0.5).clamp(0.0, 1.0)  # [N,3,H',W']
+        if decoded.shape[-2:] != (H, W):
+            decoded = functional.interpolate(decoded, (H, W), mode="bicubic").clamp(0.0, 1.0)  # [N,3,H,W]
+        decoded = self.image_processor.from_srgb(decoded, icc_profiles)
+        return _mirror(torch.where(hole_mask, decoded, warped), mirrored)
+
+    def _working_size(self, height: int, width: int, fill: str, inpaint_resolution: int | None) -> tuple[int, int]:
+        """Height and width of the picture that the inpainting networks see."""
+        if fill != "whole":
+            return height, width
+        bound = self.config.default_inpaint_resolution if inpaint_resolution is None else inpaint_resolution
+        return _bounded_size(height, width, bound)
+
+    def _tiles(self, latent_height: int, latent_width: int, fill: str) -> list[Tile]:
+        """Tiles of the working picture in latent pixels: one unless `fill` is "tiled"."""
+        if fill == "tiled":
+            return place_tiles(latent_height, latent_width, max(1, self.config.tile_size // self.vae_scale_factor))
+        return [Tile(0, latent_height, 0, latent_width)]
+
+    def _denoise(
+        self,
+        tiles: list[Tile],
+        used: Tensor,
+        state: dict[str, Tensor],
+        step_kwargs: dict[str, Any],
+        callback_on_step_end: Callable[[Any, int, Any, dict], dict] | None,
+        callback_inputs: list[str],
+    ) -> Tensor:
+        """Run the scheduler's steps; the UNet sees tile by tile, the scheduler the blended picture.
+
+        Args:
+            tiles: of the latent picture.
+            used: [N,len(tiles)] bool, as in `blend_tiles`.
+            state: the tensors that a callback may see and change, by the names of `_callback_tensor_inputs`.
+            step_kwargs: for `scheduler.step`.
+            callback_on_step_end: as in `__call__`.
+            callback_inputs: names of the tensors that the callback gets.
+
+        Returns:
+            The denoised latents [N,c,h,w].
+        """
+        state, dtype = dict(state), state["latents"].dtype
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as progress_bar:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(timesteps):
                 if self._interrupt:
                     break
-                noisy = self.scheduler.scale_model_input(denoised, t)
-                stacked = torch.cat([noisy, latent_mask, masked_image_latents], dim=1)  # [B,2c+1,h,w]
-                prediction = self.unet(stacked, t, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
-                denoised = self.scheduler.step(prediction, t, denoised, **step_kwargs, return_dict=False)[0].to(dtype)
+                latents, prompt_embeds = state["latents"], state["prompt_embeds"]
+                noisy = self.scheduler.scale_model_input(latents, t)
+                stacked = torch.cat(
+                    [noisy, state["latent_mask"], state["masked_image_latents"]], dim=1
+                )  # [N,2c+1,h,w]
+
+                def predict(
+                    tile: Tile, stacked: Tensor = stacked, t: Tensor = t, prompt: Tensor = prompt_embeds
+                ) -> Tensor:
+                    return self.unet(tile.of(stacked), t, encoder_hidden_states=prompt, return_dict=False)[0]
+
+                prediction = blend_tiles(tiles, tuple(latents.shape), used, predict).to(dtype)  # [N,c,h,w]
+                stepped = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
+                state["latents"] = stepped.to(dtype)
                 if callback_on_step_end is not None:
-                    state: dict[str, Tensor] = {
-                        "latents": denoised,
-                        "latent_mask": latent_mask,
-                        "masked_image_latents": masked_image_latents,
-                        "prompt_embeds": prompt_embeds,
-                    }
-                    wanted = {name: state[name] for name in callback_inputs}
-                    state.update(callback_on_step_end(self, i, t, wanted))
-                    denoised, latent_mask = state["latents"], state["latent_mask"]
-                    masked_image_latents, prompt_embeds = state["masked_image_latents"], state["prompt_embeds"]
+                    state.update(callback_on_step_end(self, i, t, {name: state[name] for name in callback_inputs}))
                 progress_bar.update()
+        return state["latents"]
 
-        # 3. Decode, and take nothing but the holes from it.
-        # Model invocation: self.vae.
-        decoded = unpad(decode_latents(self.vae, denoised).float(), padding)  # [B,3,H,W] about [-1,1]
-        return torch.where(hole_mask, (decoded / 2 + 0.5).clamp(0.0, 1.0), warped)
-
-    def _scheduler_step_kwargs(self, generator: torch.Generator | list[torch.Generator] | None) -> dict:
+    def _scheduler_step_kwargs(
+        self, generator: torch.Generator | list[torch.Generator] | None, batch_size: int, eta: float
+    ) -> dict[str, Any]:
         """Keyword arguments of `scheduler.step` that only some schedulers know."""
-        accepted = inspect.signature(self.scheduler.step).parameters
-        return {"generator": generator} if "generator" in accepted else {}
+        generators = [generator] * batch_size if isinstance(generator, torch.Generator) else generator
+        known = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("generator", generators), ("eta", eta)) if name in known}
 
     # --- checks ---
 
@@ -1401,8 +1969,18 @@ class ZeroStereoPipeline(DiffusionPipeline):
                 f"got {type(self.text_encoder).__name__} and {type(self.tokenizer).__name__}."
             )
 
-    def _check_inpaint_inputs(self, warped: Tensor, hole_mask: Any, new_view_disparity: Any) -> None:
+    def _check_inpaint_inputs(
+        self, warped: Tensor, hole_mask: Any, new_view_disparity: Any, target_view: Any, fill: Any
+    ) -> None:
+        _check_choice("target_view", target_view, TARGET_VIEWS)
+        _check_choice("fill", fill, FILLS)
         _check_warped("warped_image", warped, "hole_mask", hole_mask)
+        if target_view == "both" and len(warped) % 2:
+            raise ValueError(
+                f'`warped_image` must hold left and right views by turns with `target_view="both"`; got {len(warped)}.'
+            )
+        if new_view_disparity is None and fill == "background":
+            raise ValueError('`new_view_disparity` must be given with `fill="background"`; got None.')
         if new_view_disparity is None and self.config.masked_fill == "background":
             raise ValueError(
                 '`new_view_disparity` must be given because these weights have `masked_fill="background"`; got None.'
@@ -1417,14 +1995,48 @@ class ZeroStereoPipeline(DiffusionPipeline):
 
     def _check_loop_inputs(
         self,
-        batch_size: int,
+        views: int,
         size: tuple[int, ...],
+        fill: str,
+        inpaint_resolution: Any,
         num_inference_steps: Any,
+        timesteps: Any,
+        sigmas: Any,
+        eta: Any,
         generator: Any,
         latents: Any,
+        output_type: Any,
+        callback_on_step_end: Any,
         callback_on_step_end_tensor_inputs: list[str] | None,
     ) -> None:
-        self._check_prompt()
+        of_networks = {
+            "num_inference_steps": num_inference_steps,
+            "timesteps": timesteps,
+            "sigmas": sigmas,
+            "callback_on_step_end": callback_on_step_end,
+        }
+        self._check_fill(fill, inpaint_resolution, latents, output_type, of_networks)
+        if fill != "background":
+            self._check_prompt()
+        self._check_steps(num_inference_steps, timesteps, sigmas, eta)
+        self._check_generator(generator, views)
+        if latents is not None:
+            factor, channels = self.vae_scale_factor, self.vae.config.latent_channels
+            height, width = self._working_size(size[0], size[1], fill, inpaint_resolution)
+            expected = [views, channels, -(-height // factor), -(-width // factor)]
+            if not isinstance(latents, Tensor) or list(latents.shape) != expected:
+                found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+                raise ValueError(f"`latents` must be a tensor of shape [B,c,h,w] = {expected}; got {found}.")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"`callback_on_step_end` must be callable; got {type(callback_on_step_end).__name__}.")
+        unknown = set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}; "
+                f"got {sorted(unknown)}."
+            )
+
+    def _check_steps(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, eta: Any) -> None:
         if num_inference_steps is not None and (not _is_int(num_inference_steps) or num_inference_steps < 1):
             raise ValueError(f"`num_inference_steps` must be an integer >= 1; got {num_inference_steps!r}.")
         trained = self.scheduler.config.num_train_timesteps
@@ -1433,26 +2045,67 @@ class ZeroStereoPipeline(DiffusionPipeline):
                 f"`num_inference_steps` must not exceed the {trained} steps of the scheduler; "
                 f"got {num_inference_steps}."
             )
-        generators = generator if isinstance(generator, list) else [generator]
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` must be one generator or a list of one per image, {batch_size}; got {len(generator)}."
+        steps = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+        given = [name for name, value in steps.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"`{given[0]}` must be the only one of {list(steps)}; got also {given[1:]}.")
+        known = inspect.signature(self.scheduler.set_timesteps).parameters
+        for name in ("timesteps", "sigmas"):
+            value = steps[name]
+            if value is None:
+                continue
+            if name not in known:
+                raise ValueError(f"`{name}` must not be given with {type(self.scheduler).__name__}; got {value!r}.")
+            numbers = isinstance(value, (list, tuple)) and all(
+                isinstance(one, (int, float, np.number)) for one in value
             )
-        for one in generators:
+            if not numbers or not value or list(value) != sorted(value, reverse=True):
+                raise ValueError(f"`{name}` must be a list of descending numbers; got {value!r}.")
+        if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must be a number in [0, 1]; got {eta!r}.")
+        if eta and "eta" not in inspect.signature(self.scheduler.step).parameters:
+            raise ValueError(
+                f"`eta` must be 0 with {type(self.scheduler).__name__}, which does not take it; got {eta!r}."
+            )
+
+    @staticmethod
+    def _check_generator(generator: Any, count: int) -> None:
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(
+                f"`generator` must be one generator or a list of one per image, {count}; got {len(generator)}."
+            )
+        for one in generator if isinstance(generator, list) else [generator]:
             if not isinstance(one, torch.Generator) and generator is not None:
                 raise TypeError(f"`generator` must be a torch.Generator or a list of them; got {type(one).__name__}.")
-        if latents is not None:
-            factor, channels = self.vae_scale_factor, self.vae.config.latent_channels
-            expected = [batch_size, channels, -(-size[0] // factor), -(-size[1] // factor)]
-            if not isinstance(latents, Tensor) or list(latents.shape) != expected:
-                found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-                raise ValueError(f"`latents` must be a tensor of shape [B,c,h,w] = {expected}; got {found}.")
-        unknown = set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs)
-        if unknown:
+
+    @staticmethod
+    def _check_fill(
+        fill: str, inpaint_resolution: Any, latents: Any, output_type: Any, of_networks: dict[str, Any]
+    ) -> None:
+        """Refuse what has no meaning beside a way to fill."""
+        _check_choice("fill", fill, FILLS)
+        _check_choice("output_type", output_type, OUTPUT_TYPES)
+        if inpaint_resolution is not None and (not _is_int(inpaint_resolution) or inpaint_resolution < 0):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}; "
-                f"got {sorted(unknown)}."
+                "`inpaint_resolution` must be an integer >= 0, 0 for the photograph's own resolution; "
+                f"got {inpaint_resolution!r}."
             )
+        if inpaint_resolution is not None and fill != "whole":
+            raise ValueError(
+                f'`inpaint_resolution` must not be given with `fill="{fill}"`, which works at the photograph\'s own '
+                f"resolution; got {inpaint_resolution!r}."
+            )
+        if latents is not None and fill != "whole":
+            raise ValueError(f'`latents` must not be given with `fill="{fill}"`; got a {type(latents).__name__}.')
+        if output_type == "latent" and fill != "whole":
+            raise ValueError(f'`output_type` must not be "latent" with `fill="{fill}"`; got "latent".')
+        if fill == "background":
+            for name, value in of_networks.items():
+                if value is not None:
+                    raise ValueError(
+                        f'`{name}` has no meaning with `fill="background"`, for no network fills the holes; '
+                        f"got {value!r}."
+                    )
 
     def check_inputs(
         self,
@@ -1460,18 +2113,46 @@ class ZeroStereoPipeline(DiffusionPipeline):
         inverse_depth: Tensor | None,
         disparity: Tensor | None,
         disparity_scale: Any,
+        max_disparity_px: Any,
+        baseline_m: Any,
+        fov_deg: Any,
+        sharpen: Any,
+        target_view: Any,
+        fill: Any,
+        inpaint_resolution: Any,
         depth_resolution: int | None,
         num_inference_steps: int | None,
+        timesteps: Any,
+        sigmas: Any,
+        eta: Any,
         generator: Any,
         latents: Tensor | None,
         output_type: str,
+        callback_on_step_end: Any,
         callback_on_step_end_tensor_inputs: list[str] | None,
     ) -> None:
         """Raise on anything that `__call__` could not use, before any network runs. Takes loaded tensors."""
         B, _, H, W = image.shape
-        self._check_loop_inputs(B, (H, W), num_inference_steps, generator, latents, callback_on_step_end_tensor_inputs)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}; got {output_type!r}.")
+        _check_choice("target_view", target_view, TARGET_VIEWS)
+        self._check_generator(generator, B)
+        copies = 2 if target_view == "both" else 1
+        self._check_loop_inputs(
+            B * copies,
+            (H, W),
+            fill,
+            inpaint_resolution,
+            num_inference_steps,
+            timesteps,
+            sigmas,
+            eta,
+            generator * copies if isinstance(generator, list) else generator,
+            latents,
+            output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        if not isinstance(sharpen, bool):
+            raise TypeError(f"`sharpen` must be True or False; got {type(sharpen).__name__}.")
         if inverse_depth is None and disparity is None:
             self._check_depth_arguments(depth_resolution)
         elif depth_resolution is not None:
@@ -1479,27 +2160,63 @@ class ZeroStereoPipeline(DiffusionPipeline):
                 "`depth_resolution` has no meaning beside `inverse_depth` or `disparity`, for the depth network does "
                 f"not run; got {depth_resolution!r}."
             )
-        self._check_maps(inverse_depth, disparity, disparity_scale)
-        if disparity_scale is not None:
-            _load_scale(disparity_scale, B)
+        self._check_maps(inverse_depth, disparity)
+        self._check_strength(B, W, inverse_depth, disparity, disparity_scale, max_disparity_px, baseline_m, fov_deg)
 
     @staticmethod
-    def _check_maps(inverse_depth: Tensor | None, disparity: Tensor | None, disparity_scale: Any) -> None:
+    def _check_maps(inverse_depth: Tensor | None, disparity: Tensor | None) -> None:
         if inverse_depth is not None and disparity is not None:
             raise ValueError("`inverse_depth` and `disparity` must not both be given; got both.")
         if inverse_depth is not None:
             _check_finite("inverse_depth", inverse_depth)
         if disparity is None:
             return
-        if disparity_scale is not None:
-            raise ValueError(
-                "`disparity_scale` must not be given beside `disparity`, which is used as it is; "
-                f"got {disparity_scale!r}."
-            )
         if torch.isnan(disparity).any():
             raise ValueError(f"`disparity` must not be NaN; got {int(torch.isnan(disparity).sum())} NaN values.")
         if (disparity < 0).any():
             raise ValueError(f"`disparity` must not be negative; got a minimum of {disparity.min().item():g}.")
+
+    def _check_strength(
+        self,
+        batch_size: int,
+        width: int,
+        inverse_depth: Tensor | None,
+        disparity: Tensor | None,
+        disparity_scale: Any,
+        max_disparity_px: Any,
+        baseline_m: Any,
+        fov_deg: Any,
+    ) -> None:
+        strengths = {
+            "disparity_scale": disparity_scale,
+            "max_disparity_px": max_disparity_px,
+            "baseline_m": baseline_m,
+        }
+        given = [name for name, value in strengths.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"`{given[0]}` must be the only one of {list(strengths)}; got also {given[1:]}.")
+        if given and disparity is not None:
+            raise ValueError(
+                f"`{given[0]}` must not be given beside `disparity`, which is used as it is; "
+                f"got {strengths[given[0]]!r}."
+            )
+        if disparity_scale is not None:
+            _load_scale(disparity_scale, batch_size)
+        if max_disparity_px is not None:
+            _load_max_disparity(max_disparity_px, batch_size, width)
+        if (baseline_m is None) != (fov_deg is None):
+            raise ValueError(f"`baseline_m` and `fov_deg` must be given together; got {baseline_m!r} and {fov_deg!r}.")
+        if baseline_m is None:
+            return
+        _load_baseline(baseline_m, fov_deg, batch_size)
+        if inverse_depth is not None or self.config.depth_prediction != "metric_depth":
+            found = (
+                repr(self.config.depth_prediction) if inverse_depth is None else "`inverse_depth`, whose unit is open"
+            )
+            raise ValueError(
+                "`baseline_m` needs distances in metres, from a depth network that is configured as "
+                f'`depth_prediction="metric_depth"`; got {found}.'
+            )
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -1510,8 +2227,18 @@ class ZeroStereoPipeline(DiffusionPipeline):
         inverse_depth: np.ndarray | Tensor | None = None,
         disparity: np.ndarray | Tensor | None = None,
         disparity_scale: float | list[float] | Tensor | None = None,
+        max_disparity_px: float | list[float] | Tensor | None = None,
+        baseline_m: float | list[float] | Tensor | None = None,
+        fov_deg: float | list[float] | Tensor | None = None,
+        sharpen: bool = True,
+        target_view: str = "right",
+        fill: str = "whole",
+        inpaint_resolution: int | None = None,
         depth_resolution: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -1519,29 +2246,52 @@ class ZeroStereoPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = ["latents"],  # noqa: B006
     ) -> ZeroStereoPipelineOutput | tuple:
-        r"""Make the right view of each photograph.
+        r"""Make the other eye's view of each photograph.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of one of these):
-                Photographs of one size: the left views. Arrays [H,W,3] or [B,H,W,3], tensors [3,H,W] or [B,3,H,W];
-                uint8 in 0..255 or float in [0,1].
+                Photographs of one size. PIL images of any 8-bit mode or 16-bit grey; see `StereoImageProcessor.load`
+                for the rules on orientation, colour profiles, transparency and frames. Arrays [H,W,3] or [B,H,W,3],
+                tensors [3,H,W] or [B,3,H,W]; uint8 in 0..255, uint16 in 0..65535 or float in [0,1].
             inverse_depth (`np.ndarray` or `torch.Tensor`, *optional*):
                 [H,W] or one map per photograph, of its size, any scale, larger = nearer, finite: used instead of the
                 depth network; normalised, scaled and sharpened.
             disparity (`np.ndarray` or `torch.Tensor`, *optional*):
                 [H,W] or one map per photograph, px, >= 0; infinite = unknown. Used as it is, not sharpened.
             disparity_scale (`float` or one per image, *optional*):
-                s in (0,1]: the largest disparity as a share of the width. None draws it from the image's generator
-                by adaptive disparity selection (0 to 0.2, mostly 0.05 to 0.15).
+                s in (0,1]: the largest disparity as a share of the width. Where none of `disparity_scale`,
+                `max_disparity_px` and `baseline_m` is given, s is drawn from the image's generator by adaptive
+                disparity selection (0 to 0.2, mostly 0.05 to 0.15).
+            max_disparity_px (`float` or one per image, *optional*): the largest disparity in px, in (0, width].
+            baseline_m (`float` or one per image, *optional*):
+                Distance of the eyes in metres; needs `fov_deg` and a depth network that predicts metres. The disparity
+                is baseline x focal length / depth, not normalised.
+            fov_deg (`float` or one per image, *optional*): horizontal field of view of the photograph, beside
+                `baseline_m`.
+            sharpen (`bool`): make hard steps of a predicted map's soft object borders.
+            target_view (`str`):
+                "right": the photograph is the left eye. "left": it is the right eye. "both": two new eyes around it.
+            fill (`str`):
+                "whole": the networks fill a picture whose short side is bounded by `inpaint_resolution`; only holes
+                are taken from it. "tiled": they work at the photograph's own resolution in overlapping tiles of
+                `tile_size`, blended at every step: more detail, much slower. "background": each row of a hole takes
+                the colour of its farther side; no inpainting network runs; a preview at once.
+            inpaint_resolution (`int`, *optional*):
+                Upper bound of the inpainting networks' short side in px; 0 = none; None = as the weights are
+                configured.
             depth_resolution (`int`, *optional*):
                 Upper bound of the depth network's short side in px; 0 = none; None = as the weights are configured.
             num_inference_steps (`int`, *optional*):
                 Denoising steps; None = as the weights are configured.
+            timesteps (`list[int]`, *optional*), sigmas (`list[float]`, *optional*):
+                The very steps instead of their number, descending, for schedulers that take them.
+            eta (`float`): share in [0,1] of fresh noise in each step of DDIM; other schedulers take 0 only.
             generator (`torch.Generator` or one per image, *optional*):
-                Source of the scale, if it is drawn, and then of the noise. With one per image a batch equals the same
-                images one by one.
-            latents (`torch.Tensor`, *optional*): initial noise [B,c,h,w] instead of drawn noise.
-            output_type (`str`): "pil", "np" or "pt"; see [`ZeroStereoPipelineOutput`].
+                Source of the scale, if it is drawn, and then of the noise, left eye first. With one per image a batch
+                equals the same images one by one.
+            latents (`torch.Tensor`, *optional*):
+                Initial noise [N,c,h,w] of the inpainting networks' working picture instead of drawn noise.
+            output_type (`str`): "pil", "np", "pt" or "latent"; see [`ZeroStereoPipelineOutput`].
             return_dict (`bool`): False returns the fields as a tuple in their order, new view first.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, tensors)` after each step; returns the tensors, or new ones.
@@ -1553,99 +2303,180 @@ class ZeroStereoPipeline(DiffusionPipeline):
             [`ZeroStereoPipelineOutput`] or `tuple`.
         """
         # 1. Load the photographs and maps, and check every argument before any network runs.
-        image = self.image_processor.preprocess(image)  # [B,3,H,W] float32 in [0,1]
-        B, _, H, W = image.shape
+        photographs = self.image_processor.load(image)  # pixels [B,3,H,W] float32 in [0,1]
+        B, _, H, W = photographs.pixels.shape
         if inverse_depth is not None:
             inverse_depth = self.image_processor.load_map("inverse_depth", inverse_depth, B, H, W)  # [B,1,H,W]
         if disparity is not None:
             disparity = self.image_processor.load_map("disparity", disparity, B, H, W)  # [B,1,H,W]
         self.check_inputs(
-            image,
+            photographs.pixels,
             inverse_depth,
             disparity,
             disparity_scale,
+            max_disparity_px,
+            baseline_m,
+            fov_deg,
+            sharpen,
+            target_view,
+            fill,
+            inpaint_resolution,
             depth_resolution,
             num_inference_steps,
+            timesteps,
+            sigmas,
+            eta,
             generator,
             latents,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
         device = self._execution_device
-        image = image.to(device)
+        photographs = Photographs(photographs.pixels.to(device), photographs.icc_profiles)
 
         # 2. Estimate the inverse depth and how far it agrees with that of the mirror image.
         # Model invocation: self.depth_estimator.
-        confidence, flip_agreement, normalized = None, None, None
+        flip, scale = None, None
         if inverse_depth is not None:
-            normalized = normalize_inverse_depth(inverse_depth.to(device))  # [B,1,H,W]
+            inverse_depth = normalize_inverse_depth(inverse_depth.to(device))  # [B,1,H,W]
         elif disparity is None:
-            normalized, flip = self.estimate_inverse_depth(image, depth_resolution)  # [B,1,H,W], 2 x [B,1,H,W]
-            confidence, flip_agreement = flip.confidence, flip.agreement.mean((1, 2, 3))  # [B,1,H,W], [B]
+            metric = baseline_m is not None
+            estimate = self.estimate_metric_inverse_depth if metric else self.estimate_inverse_depth
+            inverse_depth, flip = estimate(photographs, depth_resolution)  # [B,1,H,W], 2 x [B,1,H,W]
 
-        # 3. Select the disparity: as given, or scaled to the image width and sharpened.
-        scale = None
-        if disparity is None:
-            drawn = disparity_scale is None
-            scale = sample_disparity_scale(B, generator) if drawn else _load_scale(disparity_scale, B)  # [B]
-            assert normalized is not None  # by step 2
-            disparity = self.select_disparity(normalized, scale)  # [B,1,H,W]
-        disparity = disparity.to(device)
+        # 3. Select the disparity: as given, from metres, or scaled to the image width; sharpened unless given.
+        if disparity is not None:
+            disparity = disparity.to(device)  # [B,1,H,W]
+        elif baseline_m is not None and fov_deg is not None and inverse_depth is not None:
+            disparity = disparity_from_metric_depth(inverse_depth, baseline_m, fov_deg)
+            disparity = sharpen_disparity(disparity) if sharpen else disparity
+        else:
+            scale = self._select_scale(B, W, disparity_scale, max_disparity_px, generator)  # [B]
+            assert inverse_depth is not None  # by step 2
+            disparity = self.select_disparity(inverse_depth, scale, sharpen)
 
-        # 4. Warp every pixel to its place in the new view.
-        warp = forward_warp(image, disparity)  # right_image [B,3,H,W], masks and right_disparity [B,1,H,W]
+        # 4. Warp every pixel to its place in the new views.
+        views = warp_to_views(photographs.pixels, disparity, target_view)  # images [N,3,H,W], the others [N,1,H,W]
+        profiles = [profile for profile in photographs.icc_profiles for _ in range(len(views.images) // B)]
 
         # 5. Inpaint the holes.
         # Model invocation: self.vae, self.text_encoder, self.unet, self.vae.
-        new_view = self.inpaint(
-            warp.right_image,
-            warp.right_hole_mask,
-            warp.right_disparity,
+        new_views = self.inpaint(
+            Photographs(views.images, profiles),
+            views.hole_mask,
+            views.new_view_disparity,
+            target_view=target_view,
+            fill=fill,
+            inpaint_resolution=inpaint_resolution,
             num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
             generator=generator,
             latents=latents,
+            output_type="latent" if output_type == "latent" else "pt",
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )  # [B,3,H,W]
+        )  # [N,3,H,W], or latents [N,c,h,w]
 
         # 6. Convert to the output type and offload all models.
         self.maybe_free_model_hooks()
         to_images, to_map = self.image_processor.postprocess, self.image_processor.postprocess_map
         to_vector = self.image_processor.postprocess_vector
         output = ZeroStereoPipelineOutput(
-            images=to_images(new_view, output_type),
+            images=to_images(new_views, output_type, profiles),
             disparity=to_map(disparity, output_type),
-            confidence=to_map(confidence, output_type),
-            hole_mask=to_map(warp.right_hole_mask, output_type),
-            visible_mask=to_map(warp.left_visible_mask, output_type),
-            warped_images=to_images(warp.right_image, output_type),
-            new_view_disparity=to_map(warp.right_disparity, output_type),
+            confidence=to_map(None if flip is None else flip.confidence, output_type),
+            hole_mask=to_map(views.hole_mask, output_type),
+            visible_mask=to_map(views.visible_mask, output_type),
+            warped_images=to_images(views.images, output_type, profiles),
+            new_view_disparity=to_map(views.new_view_disparity, output_type),
             disparity_scale=to_vector(None if scale is None else scale.to(device), output_type),
-            flip_agreement=to_vector(flip_agreement, output_type),
+            flip_agreement=to_vector(None if flip is None else flip.agreement.mean((1, 2, 3)), output_type),
+            input_images=to_images(photographs.pixels, output_type, photographs.icc_profiles),
+            target_view=target_view,
         )
         return output if return_dict else tuple(getattr(output, name) for name in output.__dataclass_fields__)
 
+    @staticmethod
+    def _select_scale(
+        batch_size: int,
+        width: int,
+        disparity_scale: Any,
+        max_disparity_px: Any,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        """Return the disparity scale [B] on the CPU: as asked for, or drawn."""
+        if disparity_scale is not None:
+            return _load_scale(disparity_scale, batch_size)
+        if max_disparity_px is not None:
+            return _load_max_disparity(max_disparity_px, batch_size, width) / width
+        return sample_disparity_scale(batch_size, generator)
+
 
 def _load_scale(disparity_scale: Any, batch_size: int) -> Tensor:
-    """Load a disparity scale, a number or one per image, as [B] float32 on the CPU.
+    """Load a disparity scale, a number or one per image, as [B] float32 on the CPU."""
+    interval = "(0, 1], a share of the image width"
+    return _load_numbers("disparity_scale", disparity_scale, batch_size, lambda s: (s > 0) & (s <= 1), interval)
+
+
+def _load_max_disparity(max_disparity_px: Any, batch_size: int, width: int) -> Tensor:
+    """Load the largest disparity in px, a number or one per image, as [B] float32 on the CPU."""
+    interval = f"(0, {width}], px of the image width"
+    return _load_numbers("max_disparity_px", max_disparity_px, batch_size, lambda d: (d > 0) & (d <= width), interval)
+
+
+def _load_baseline(baseline_m: Any, fov_deg: Any, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Load the distance of the eyes and the horizontal field of view, as [B] float32 on the CPU."""
+    baseline = _load_numbers(
+        "baseline_m", baseline_m, batch_size, lambda b: (b > 0) & (b < math.inf), "(0, inf), in metres"
+    )
+    fov = _load_numbers("fov_deg", fov_deg, batch_size, lambda f: (f > 0) & (f < 180), "(0, 180), in degrees")
+    return baseline, fov
+
+
+def _load_numbers(
+    name: str, value: Any, batch_size: int, is_inside: Callable[[Tensor], Tensor], interval: str
+) -> Tensor:
+    """Load a number or one per image as [B] float32 on the CPU.
+
+    Args:
+        name: the argument, for messages.
+        value: a number, or a list, array or tensor of `batch_size` numbers.
+        batch_size: B.
+        is_inside: tells for each number whether it lies in the interval.
+        interval: the same in words.
 
     Raises:
         TypeError: no numbers.
-        ValueError: another count, or a number outside (0, 1].
+        ValueError: another count, or a number outside the interval.
     """
-    numbers = disparity_scale if isinstance(disparity_scale, (list, tuple)) else [disparity_scale]
+    numbers = value if isinstance(value, (list, tuple)) else [value]
     accepted = (int, float, np.number, np.ndarray, Tensor)
     kinds = {type(one).__name__ for one in numbers if isinstance(one, bool) or not isinstance(one, accepted)}
     if kinds:
-        raise TypeError(f"`disparity_scale` must be a number or one number per image; got {', '.join(sorted(kinds))}.")
-    scale = torch.as_tensor(disparity_scale, dtype=torch.float32).cpu()
-    if scale.ndim > 1 or (scale.ndim == 1 and scale.numel() != batch_size):
-        raise ValueError(
-            f"`disparity_scale` must be a number or one number per image, {batch_size}; got {disparity_scale!r}."
-        )
-    if not ((scale > 0) & (scale <= 1)).all():
-        raise ValueError(f"`disparity_scale` must lie in (0, 1], a share of the image width; got {disparity_scale!r}.")
-    return scale.expand(batch_size).clone()
+        raise TypeError(f"`{name}` must be a number or one number per image; got {', '.join(sorted(kinds))}.")
+    loaded = torch.as_tensor(value, dtype=torch.float32).cpu()
+    if loaded.ndim > 1 or (loaded.ndim == 1 and loaded.numel() != batch_size):
+        raise ValueError(f"`{name}` must be a number or one number per image, {batch_size}; got {value!r}.")
+    if not is_inside(loaded).all():
+        raise ValueError(f"`{name}` must lie in {interval}; got {value!r}.")
+    return loaded.expand(batch_size).clone()
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless value is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
+
+
+def _bounded_size(height: int, width: int, resolution: int) -> tuple[int, int]:
+    """Height and width of a picture whose short side is bounded by `resolution` (0 = not)."""
+    short = min(height, width)
+    if resolution == 0 or short <= resolution:
+        return height, width
+    return max(1, round(height * resolution / short)), max(1, round(width * resolution / short))
 
 
 def _is_int(value: Any) -> bool:
@@ -1658,3 +2489,29 @@ def _write_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _profile_space(profile: bytes) -> str | None:
+    """Name the colour space of an ICC profile ("RGB", "GRAY", "CMYK", "LAB"); None if it cannot be read."""
+    try:
+        return PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip().upper()
+    except (OSError, PIL.ImageCms.PyCMSError):
+        return None
+
+
+def _convert_colors(pixels: Tensor, icc_profiles: list[bytes | None], to_srgb: bool) -> Tensor:
+    """Convert pictures [N,3,H,W] in [0,1] between their profiles and sRGB, in 8 bits; see `to_srgb`."""
+    if len(icc_profiles) != len(pixels):
+        raise ValueError(f"`icc_profiles` must hold one per picture, {len(pixels)}; got {len(icc_profiles)}.")
+    if not any(icc_profiles):
+        return pixels
+    converted = pixels.clone()
+    srgb = PIL.ImageCms.createProfile("sRGB")
+    for number, data in enumerate(icc_profiles):
+        if data is not None:
+            own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(data))
+            profiles = (own, srgb) if to_srgb else (srgb, own)
+            picture = StereoImageProcessor.postprocess(pixels[number : number + 1], "pil")[0]
+            picture = PIL.ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+            converted[number] = torch.from_numpy(np.array(picture)).movedim(-1, 0).to(pixels) / 255.0
+    return converted

@@ -208,3 +208,29 @@ def reduce_mask_to_latent_loop(mask: np.ndarray, factor: int, reduction: str) ->
             cell = mask[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
             reduced[y, x] = cell[0, 0] if reduction == "nearest" else cell.any()
     return reduced
+
+
+def shrink_warped_view_loop(
+    image: np.ndarray, hole_mask: np.ndarray, disparity: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of the known pixels of each cell; a cell of which more than half is hole is a hole.
+
+    A cell holds the rows floor(i H / height) to ceil((i + 1) H / height), and columns alike: torch's adaptive pooling.
+    """
+    B, C, H, W = image.shape
+    small = np.zeros((B, C, height, width))
+    small_hole = np.zeros((B, 1, height, width), dtype=bool)
+    small_disparity = np.zeros((B, 1, height, width))
+    for b in range(B):
+        for i in range(height):
+            for j in range(width):
+                rows = slice(i * H // height, -(-(i + 1) * H // height))
+                columns = slice(j * W // width, -(-(j + 1) * W // width))
+                known = ~hole_mask[b, 0, rows, columns]
+                if 2 * known.sum() < known.size:
+                    small_hole[b, 0, i, j] = True
+                    continue
+                for c in range(C):
+                    small[b, c, i, j] = image[b, c, rows, columns][known].mean(dtype=np.float64)
+                small_disparity[b, 0, i, j] = disparity[b, 0, rows, columns][known].mean(dtype=np.float64)
+    return small, small_hole, small_disparity

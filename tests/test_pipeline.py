@@ -5,11 +5,8 @@ Two photographs, 45 high and 70 wide: neither is a multiple of what the networks
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +30,8 @@ from pipeline_zerostereo import (
 from tests.tiny_components import (
     configured_prompt,
     embedded_pipeline,
+    formula_pipeline,
+    inputs_of,
     make_ddim,
     make_disparity,
     make_glpn,
@@ -41,6 +40,7 @@ from tests.tiny_components import (
     make_sample_ddim,
     make_text_encoder,
     make_unet,
+    must_not_run,
     official_pipeline,
     quiet,
     read_golden_config,
@@ -58,10 +58,13 @@ FIELDS = [
     "new_view_disparity",
     "disparity_scale",
     "flip_agreement",
+    "input_images",
+    "target_view",
 ]
 MAPS = ("disparity", "confidence", "new_view_disparity")
 MASKS = ("hole_mask", "visible_mask")
-IMAGES = ("images", "warped_images")
+IMAGES = ("images", "warped_images", "input_images")
+TENSORS = FIELDS[:-1]  # the last is a word
 
 
 @pytest.fixture(scope="module")
@@ -91,53 +94,10 @@ def disparity() -> torch.Tensor:
     return make_disparity(B, H, W)
 
 
-@contextmanager
-def inputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect the first argument of every run of a network."""
-    seen: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    yield seen
-    handle.remove()
-
-
-@contextmanager
-def must_not_run(module: nn.Module) -> Iterator[None]:
-    def refuse(_, args):
-        raise AssertionError(f"{type(module).__name__} ran")
-
-    handle = module.register_forward_pre_hook(refuse)
-    yield
-    handle.remove()
-
-
-class FormulaDepth(nn.Module):
-    """A depth network whose output is known: a formula of its input, with the interface that the pipeline uses."""
-
-    dtype = torch.float32
-    device = torch.device("cpu")
-
-    def __init__(self, formula: Any):
-        super().__init__()
-        self.formula = formula
-
-    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(predicted_depth=self.formula(pixel_values))
-
-
-def formula_pipeline(formula: Any, **changes: Any) -> ZeroStereoPipeline:
-    """Return a pipeline whose depth network gets the plain photograph, not normalised and hardly padded."""
-    plain = {
-        "depth_mean": [0.0, 0.0, 0.0],
-        "depth_std": [1.0, 1.0, 1.0],
-        "depth_size_multiple": 2,
-        "default_depth_resolution": 0,
-    }
-    return embedded_pipeline(depth_estimator=FormulaDepth(formula), **{**plain, **changes})
-
-
 def assert_same(one: ZeroStereoPipelineOutput, other: ZeroStereoPipelineOutput) -> None:
     """All fields of two "pt" outputs are equal bit for bit."""
-    for name in FIELDS:
+    assert one.target_view == other.target_view
+    for name in TENSORS:
         first, second = getattr(one, name), getattr(other, name)
         assert (first is None) == (second is None), name
         assert first is None or torch.equal(first, second), name
@@ -155,7 +115,7 @@ def test_outputs_have_the_promised_shapes_and_types(either, photos):
         assert getattr(output, name).shape == (B, 1, H, W), name
     for name in ("disparity_scale", "flip_agreement"):
         assert getattr(output, name).shape == (B,), name
-    for name in FIELDS:
+    for name in TENSORS:
         assert getattr(output, name).dtype == (torch.bool if name in MASKS else torch.float32), name
         assert not getattr(output, name).requires_grad, name
     for name in (*IMAGES, "confidence", "flip_agreement"):
@@ -191,11 +151,13 @@ def test_tuple_holds_the_fields_in_their_order_new_view_first(embedded, photos):
     output = embedded(photos, generator=seeded(3), output_type="pt")
     as_tuple = embedded(photos, generator=seeded(3), output_type="pt", return_dict=False)
     assert isinstance(as_tuple, tuple) and len(as_tuple) == len(FIELDS)
-    for name, value in zip(FIELDS, as_tuple, strict=True):
+    assert as_tuple[-1] == output.target_view == "right"
+    for name, value in zip(TENSORS, as_tuple[:-1], strict=True):
         assert torch.equal(value, getattr(output, name)), name
     without = embedded(photos, disparity=make_disparity(B, H, W), output_type="pt", return_dict=False)
     assert len(without) == len(FIELDS)  # fields that are None keep their place
-    assert [value is None for value in without] == [name in FIELDS[2:3] + FIELDS[7:] for name in FIELDS]
+    nothing = ("confidence", "disparity_scale", "flip_agreement")
+    assert [value is None for value in without] == [name in nothing for name in FIELDS]
 
 
 def test_known_pixels_are_those_of_the_warped_view_in_every_output_type(either, photos):
@@ -240,7 +202,7 @@ def test_a_batch_equals_its_images_one_by_one(either, photos, scheduler):
     batch = pipe(photos, generator=seeded(11, 12), output_type="pt")
     for b in range(B):
         single = pipe(photos[b : b + 1], generator=seeded(11 + b), output_type="pt")
-        for name in FIELDS:
+        for name in TENSORS:
             found, expected = getattr(batch, name)[b : b + 1], getattr(single, name)
             torch.testing.assert_close(
                 found, expected, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
@@ -700,7 +662,7 @@ def test_tiny_photographs(either, size):
     photo = make_photos(1, *size)
     output = either(photo, disparity_scale=0.2, generator=seeded(0), output_type="pt")
     assert output.images.shape == (1, 3, *size)
-    assert all(getattr(output, name).isfinite().all() for name in FIELDS if name not in MASKS)
+    assert all(getattr(output, name).isfinite().all() for name in TENSORS if name not in MASKS)
 
 
 # --- the public steps ---
@@ -724,6 +686,8 @@ def test_the_steps_make_the_call(either, photos):
         new_view_disparity=warp.right_disparity,
         disparity_scale=scale,
         flip_agreement=flip.agreement.mean((1, 2, 3)),
+        input_images=photos,
+        target_view="right",
     )
     assert_same(whole, steps)
     assert not any(value.requires_grad for value in (normalized, disparity, images))
@@ -805,6 +769,8 @@ def test_defaults_are_the_official_ones():
         "masked_fill": "zero",
         "default_num_inference_steps": 50,
         "default_depth_resolution": 0,
+        "default_inpaint_resolution": 0,
+        "tile_size": 512,
         "depth_prediction": "inverse_depth",
         "depth_mean": [0.485, 0.456, 0.406],
         "depth_std": [0.229, 0.224, 0.225],
@@ -825,7 +791,7 @@ def test_networks_keep_their_dtype_and_the_maps_are_float32(tmp_path, photos, dt
         half = pipe(photos, generator=seeded(1, 2), output_type="pt")
     assert {value.dtype for value in unet + vae} == {dtype} and depth[0].dtype == torch.float32
     assert pipe.unet.dtype == pipe.vae.dtype == dtype and pipe.depth_estimator.dtype == torch.float32
-    for name in FIELDS:
+    for name in TENSORS:
         assert getattr(half, name).dtype == (torch.bool if name in MASKS else torch.float32), name
         if name != "images":
             assert torch.equal(getattr(half, name), getattr(exact, name)), name

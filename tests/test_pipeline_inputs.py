@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from pipeline_zerostereo import ZeroStereoPipeline, cover_holes, fill_from_background
 from tests.tiny_components import (
@@ -56,8 +57,8 @@ def pil(mode: str) -> PIL.Image.Image:
     return PIL.Image.new(mode, (W, H))
 
 
-def with_transparency() -> PIL.Image.Image:
-    picture = pil("P")
+def with_transparency(mode: str) -> PIL.Image.Image:
+    picture = pil(mode)
     picture.info["transparency"] = 3
     return picture
 
@@ -100,18 +101,22 @@ WRONG_IMAGES = {
     "whole numbers": (
         torch.zeros(B, 3, H, W, dtype=torch.int64),
         ValueError,
-        r"`image` must be uint8 in 0..255 or float in \[0, 1\]; got dtype torch.int64",
+        r"`image` must be uint8 in 0..255, uint16 in 0..65535 or float in \[0, 1\]; got dtype torch.int64",
     ),
-    "16-bit array": (np.zeros((H, W, 3), np.uint16), ValueError, "`image` must be uint8 .*; got dtype torch.uint16"),
     "0 to 255": (photos() * 1000, ValueError, r"`image` must lie in \[0, 1\] where it is float; got 250 to 250"),
     "-1 to 1": (np.full((H, W, 3), -0.5), ValueError, r"`image` must lie in \[0, 1\] .*; got -0.5 to -0.5"),
     "nan": (torch.full((3, H, W), math.nan), ValueError, r"`image` must lie in \[0, 1\] .*; got nan to nan"),
-    "rgba": (pil("RGBA"), ValueError, "`image` must have no alpha channel; got .* mode 'RGBA'. Composite it"),
-    "la": (pil("LA"), ValueError, "`image` must have no alpha channel; got .* mode 'LA'. Composite it"),
-    "transparent palette": (with_transparency(), ValueError, "`image` must have no alpha channel; got .* mode 'P'"),
-    "16-bit": (pil("I;16"), ValueError, "`image` must be .* 8 bits a channel; got mode 'I;16'. Scale it to 8 bits"),
-    "32-bit": (pil("I"), ValueError, "`image` must be a PIL image of 8 bits a channel; got mode 'I'"),
-    "float picture": (pil("F"), ValueError, "`image` must be a PIL image of 8 bits a channel; got mode 'F'"),
+    "16-bit with transparency": (
+        with_transparency("I;16"),
+        ValueError,
+        "`image` must have no transparency where it has 16 bits; got .* mode 'I;16'. Composite it",
+    ),
+    "32-bit": (
+        pil("I"),
+        ValueError,
+        "`image` must be a PIL image of 8 bits a channel or 16-bit grey; got mode 'I', whose range is not known",
+    ),
+    "float picture": (pil("F"), ValueError, "`image` must be a PIL image of 8 bits.*; got mode 'F'"),
 }
 
 
@@ -191,6 +196,132 @@ WRONG_CALLS = {
         TypeError,
         "`disparity_scale` must be a number .*; got '?(large|str)",
     ),
+    # strength
+    "two strengths": (
+        {"disparity_scale": 0.1, "max_disparity_px": 3},
+        ValueError,
+        r"`disparity_scale` must be the only one of \['disparity_scale', 'max_.*\]; got also \['max_disparity_px'\]",
+    ),
+    "three strengths": (
+        {"disparity_scale": 0.1, "max_disparity_px": 3, "baseline_m": 0.1, "fov_deg": 60},
+        ValueError,
+        r"`disparity_scale` must be the only one of .*; got also \['max_disparity_px', 'baseline_m'\]",
+    ),
+    "px: zero": ({"max_disparity_px": 0}, ValueError, r"`max_disparity_px` must lie in \(0, 10\], px .*; got 0\."),
+    "px: wider than the picture": ({"max_disparity_px": 10.5}, ValueError, r"`max_disparity_px` must .*; got 10.5"),
+    "px: count": ({"max_disparity_px": [1, 2, 3]}, ValueError, "`max_disparity_px` must be a number .*, 2; got"),
+    "px: kind": ({"max_disparity_px": True}, TypeError, "`max_disparity_px` must be a number .*; got bool"),
+    "px beside disparity": (
+        {"disparity": a_map(), "max_disparity_px": 3},
+        ValueError,
+        "`max_disparity_px` must not be given beside `disparity`, which is used as it is; got 3",
+    ),
+    "baseline without field of view": (
+        {"baseline_m": 0.065},
+        ValueError,
+        "`baseline_m` and `fov_deg` must be given together; got 0.065 and None",
+    ),
+    "field of view without baseline": (
+        {"fov_deg": 60},
+        ValueError,
+        "`baseline_m` and `fov_deg` must be given together; got None and 60",
+    ),
+    "baseline: negative": (
+        {"baseline_m": -1, "fov_deg": 60},
+        ValueError,
+        r"`baseline_m` must lie in \(0, inf\), in metres; got -1",
+    ),
+    "baseline: infinite": (
+        {"baseline_m": math.inf, "fov_deg": 60},
+        ValueError,
+        "`baseline_m` must lie in .*; got inf",
+    ),
+    "field of view: zero": (
+        {"baseline_m": 1, "fov_deg": 0},
+        ValueError,
+        r"`fov_deg` must lie in \(0, 180\), .* got 0",
+    ),
+    "field of view: half a circle": ({"baseline_m": 1, "fov_deg": 180}, ValueError, "`fov_deg` must .*; got 180"),
+    "baseline of a network without metres": (
+        {"baseline_m": 0.065, "fov_deg": 60},
+        ValueError,
+        "`baseline_m` needs distances in metres, .* `depth_prediction=\"metric_depth\"`; got 'inverse_depth'",
+    ),
+    "baseline beside inverse depth": (
+        {"baseline_m": 0.065, "fov_deg": 60, "inverse_depth": a_map()},
+        ValueError,
+        "`baseline_m` needs distances in metres, .*; got `inverse_depth`, whose unit is open",
+    ),
+    "sharpen": ({"sharpen": 3}, TypeError, "`sharpen` must be True or False; got int"),
+    # views and fills
+    "view": (
+        {"target_view": "middle"},
+        ValueError,
+        r"`target_view` must be one of \('right', 'left', 'both'\); got 'mid",
+    ),
+    "view: kind": ({"target_view": None}, ValueError, "`target_view` must be one of .*; got None"),
+    "fill": ({"fill": "telea"}, ValueError, r"`fill` must be one of \('whole', 'tiled', 'background'\); got 'telea'"),
+    "inpaint resolution: negative": (
+        {"inpaint_resolution": -1},
+        ValueError,
+        "`inpaint_resolution` must be an integer >= 0, 0 for the photograph's own resolution; got -1",
+    ),
+    "inpaint resolution: fraction": (
+        {"inpaint_resolution": 9.5},
+        ValueError,
+        "`inpaint_resolution` must be .*; got 9.5",
+    ),
+    "inpaint resolution of tiles": (
+        {"inpaint_resolution": 256, "fill": "tiled"},
+        ValueError,
+        '`inpaint_resolution` must not be given with `fill="tiled"`, which works at .*; got 256',
+    ),
+    "inpaint resolution of the background": (
+        {"inpaint_resolution": 256, "fill": "background"},
+        ValueError,
+        '`inpaint_resolution` must not be given with `fill="background"`',
+    ),
+    "latents of tiles": (
+        {"latents": torch.zeros(B, 8, 3, 5), "fill": "tiled"},
+        ValueError,
+        '`latents` must not be given with `fill="tiled"`; got a Tensor',
+    ),
+    "latents of the background": (
+        {"latents": torch.zeros(B, 8, 3, 5), "fill": "background"},
+        ValueError,
+        '`latents` must not be given with `fill="background"`; got a Tensor',
+    ),
+    "output of tiles": (
+        {"output_type": "latent", "fill": "tiled"},
+        ValueError,
+        '`output_type` must not be "latent" with `fill="tiled"`',
+    ),
+    "output of the background": (
+        {"output_type": "latent", "fill": "background"},
+        ValueError,
+        '`output_type` must not be "latent" with `fill="background"`',
+    ),
+    "steps of the background": (
+        {"num_inference_steps": 3, "fill": "background"},
+        ValueError,
+        '`num_inference_steps` has no meaning with `fill="background"`, for no network fills .*; got 3',
+    ),
+    "callback of the background": (
+        {"callback_on_step_end": lambda *a: {}, "fill": "background"},
+        ValueError,
+        '`callback_on_step_end` has no meaning with `fill="background"`',
+    ),
+    "latents of two eyes": (
+        {"latents": torch.zeros(B, 8, 3, 5), "target_view": "both"},
+        ValueError,
+        r"`latents` must be a tensor of shape \[B,c,h,w\] = \[4, 8, 3, 5\]; got \[2, 8, 3, 5\]",
+    ),
+    "generators of two eyes": (
+        {"generator": seeded(1, 2, 3, 4), "target_view": "both"},
+        ValueError,
+        "`generator` must be one generator or a list of one per image, 2; got 4",
+    ),
+    "callback: kind": ({"callback_on_step_end": 7}, TypeError, "`callback_on_step_end` must be callable; got int"),
     # resolution and steps
     "resolution: negative": (
         {"depth_resolution": -1},
@@ -209,6 +340,18 @@ WRONG_CALLS = {
     "steps: fraction": ({"num_inference_steps": 2.0}, ValueError, "`num_inference_steps` must be an int.*; got 2.0"),
     "steps: bool": ({"num_inference_steps": True}, ValueError, "`num_inference_steps` must be an int.*; got True"),
     "steps: text": ({"num_inference_steps": "3"}, ValueError, "`num_inference_steps` must be an int.*; got '3'"),
+    "steps: two ways": (
+        {"num_inference_steps": 3, "sigmas": [2.0, 1.0]},
+        ValueError,
+        r"`num_inference_steps` must be the only one of .*; got also \['sigmas'\]",
+    ),
+    "timesteps of DDIM": (
+        {"timesteps": [900, 400]},
+        ValueError,
+        r"`timesteps` must not be given with DDIMScheduler; got \[900, 400\]",
+    ),
+    "eta: above one": ({"eta": 1.5}, ValueError, r"`eta` must be a number in \[0, 1\]; got 1.5"),
+    "eta: kind": ({"eta": None}, ValueError, r"`eta` must be a number in \[0, 1\]; got None"),
     # noise
     "generator: count": (
         {"generator": seeded(1, 2, 3)},
@@ -228,7 +371,6 @@ WRONG_CALLS = {
     # the rest
     "output type": ({"output_type": "pt16"}, ValueError, "`output_type` must be one of .*'pil'.*; got 'pt16'"),
     "output type: none": ({"output_type": None}, ValueError, "`output_type` must be one of .*; got None"),
-    "output type: latent": ({"output_type": "latent"}, ValueError, "`output_type` must be one of .*; got 'latent'"),
     "callback tensors": (
         {"callback_on_step_end_tensor_inputs": ["latents", "noise"]},
         ValueError,
@@ -244,6 +386,18 @@ def test_wrong_argument_of_the_call(pipe, case):
         pipe(photos(), **arguments)
 
 
+def test_wrong_steps_of_other_schedulers():
+    pipe = embedded_pipeline(scheduler=DPMSolverMultistepScheduler())
+    pipe.unet.register_forward_pre_hook(refuse_to_run)
+    with pytest.raises(ValueError, match=r"`eta` must be 0 with DPMSolverMultistepScheduler, which .*; got 0.5"):
+        pipe(photos(), eta=0.5)
+    for timesteps in ([], [100, 900], "many", [900, "100"]):
+        with pytest.raises(ValueError, match="`timesteps` must be a list of descending numbers; got"):
+            pipe(photos(), timesteps=timesteps)
+    with pytest.raises(ValueError, match='`timesteps` has no meaning with `fill="background"`'):
+        pipe(photos(), timesteps=[900, 100], fill="background")
+
+
 def test_arguments_other_than_the_photographs_are_named(pipe):
     with pytest.raises(TypeError, match="positional argument"):
         pipe(photos(), a_map())
@@ -257,8 +411,22 @@ WRONG_CONFIGURATIONS = {
     "masked fill": ({"masked_fill": "grey"}, r"`masked_fill` must be one of \('zero', 'background'\); got 'grey'"),
     "depth prediction": (
         {"depth_prediction": "disparity"},
-        r"`depth_prediction` must be one of \('inverse_depth', 'depth'\); got 'disparity'",
+        r"`depth_prediction` must be one of \('inverse_depth', 'depth', 'metric_depth'\); got 'disparity'",
     ),
+    "default steps": (
+        {"default_num_inference_steps": 0},
+        "`default_num_inference_steps` must be an integer >= 1; got 0",
+    ),
+    "default depth resolution": (
+        {"default_depth_resolution": -1},
+        "`default_depth_resolution` must be an integer >= 0; got -1",
+    ),
+    "default inpaint resolution": (
+        {"default_inpaint_resolution": 1.5},
+        "`default_inpaint_resolution` must be an integer >= 0; got 1.5",
+    ),
+    "tile size": ({"tile_size": 0}, "`tile_size` must be an integer >= 1; got 0"),
+    "size multiple": ({"depth_size_multiple": True}, "`depth_size_multiple` must be an integer >= 1; got True"),
     "autoencoder of other weights": (
         {"vae": make_kl_autoencoder},
         r"`unet` must take 2 x latent \+ 1 = 9 channels for this `vae`; got 17",

@@ -133,14 +133,14 @@ def test_an_unreadable_file_is_named_and_the_rest_goes_on(photos, tmp_path, weig
     (photos / "broken.jpg").write_text("no picture")
     truncated = (photos / "wide.png").read_bytes()[:900]
     (photos / "cut.png").write_bytes(truncated)
-    PIL.Image.new("RGBA", (9, 7)).save(photos / "alpha.png")
+    PIL.Image.new("F", (9, 7)).save(photos / "float.tif")
     output = tmp_path / "out"
     assert run(photos, "--output", output, "--weights", weights) == 1
     errors = capsys.readouterr().err
     assert "3 of 5 photographs could not be used" in errors
-    for name in ("broken.jpg", "cut.png", "alpha.png"):
+    for name in ("broken.jpg", "cut.png", "float.tif"):
         assert name in errors
-    assert "`image` must have no alpha channel" in errors
+    assert "`image` must be a PIL image of 8 bits a channel" in errors
     assert sorted(path.parent.name for path in output.rglob("result.json")) == ["tall", "wide"]
 
 
@@ -170,7 +170,7 @@ def test_an_older_result_stays_until_the_new_one_is_complete(tmp_path):
     map_of_zeros, mask = np.zeros((1, 5, 7), np.float32), np.zeros((1, 5, 7), bool)
     picture = PIL.Image.new("RGB", (7, 5))
     pair = ZeroStereoPipelineOutput(
-        [picture], map_of_zeros, map_of_zeros, mask, mask, [picture], map_of_zeros, None, None
+        [picture], map_of_zeros, map_of_zeros, mask, mask, [picture], map_of_zeros, None, None, [picture], "right"
     )
     with pytest.raises(TypeError, match="not JSON serializable"):
         synthesize.write_result(target, picture, pair, pictures, {"seed": object()})

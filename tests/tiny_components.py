@@ -9,7 +9,10 @@ factor 8 and 4 latent channels, UNet with 9 input channels, text encoder, DDIM t
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -202,3 +205,47 @@ def seeded(*seeds: int) -> torch.Generator | list[torch.Generator]:
     """Return one generator, or a list of one per seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return generators[0] if len(generators) == 1 else generators
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the first argument of every run of a network."""
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    yield seen
+    handle.remove()
+
+
+@contextmanager
+def must_not_run(module: nn.Module) -> Iterator[None]:
+    def refuse(_, args):
+        raise AssertionError(f"{type(module).__name__} ran")
+
+    handle = module.register_forward_pre_hook(refuse)
+    yield
+    handle.remove()
+
+
+class FormulaDepth(nn.Module):
+    """A depth network whose output is known: a formula of its input, with the interface that the pipeline uses."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, formula: Any):
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(predicted_depth=self.formula(pixel_values))
+
+
+def formula_pipeline(formula: Any, **changes: Any) -> ZeroStereoPipeline:
+    """Return a pipeline whose depth network gets the plain photograph, not normalised and hardly padded."""
+    plain = {
+        "depth_mean": [0.0, 0.0, 0.0],
+        "depth_std": [1.0, 1.0, 1.0],
+        "depth_size_multiple": 2,
+        "default_depth_resolution": 0,
+    }
+    return embedded_pipeline(depth_estimator=FormulaDepth(formula), **{**plain, **changes})
