@@ -61,6 +61,6 @@ $(INSTALLED): $(CREATED) requirements.txt
 	$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-$(INSTALLED_DEV): $(INSTALLED) requirements-training.txt requirements-dev.txt
+$(INSTALLED_DEV): $(INSTALLED) requirements-training.txt requirements-extras.txt requirements-dev.txt
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@

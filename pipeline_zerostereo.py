@@ -34,6 +34,8 @@ import io
 import json
 import math
 import os
+import struct
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +44,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
+import PIL.ImageDraw
+import PIL.ImageFont
 import PIL.ImageOps
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.utils import BaseOutput, export_to_video, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
@@ -971,9 +975,10 @@ ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
-# Dubois' least-squares projection for red-cyan glasses (E. Dubois, "A projection method to generate anaglyph stereo
-# images", ICASSP 2001): rows are R, G, B of the anaglyph, columns R, G, B of the left and the right view. Each row
-# sums to 1 over both views, so grey stays grey.
+# Anaglyphs for red-cyan glasses, red before the left eye: rows are R, G, B of the anaglyph, columns R, G, B of the
+# left and the right view. Each row that is not empty sums to 1 over both views, so grey keeps its level.
+#
+# Dubois' least-squares projection: E. Dubois, "A projection method to generate anaglyph stereo images", ICASSP 2001.
 DUBOIS_LEFT = (
     (0.456100, 0.500484, 0.176381),
     (-0.0400822, -0.0378246, -0.0157589),
@@ -984,6 +989,23 @@ DUBOIS_RIGHT = (
     (0.378476, 0.733640, -0.0184503),
     (-0.0721527, -0.112961, 1.226400),
 )
+# The others: P. Wimmer, "Anaglyph Methods Comparison", https://www.3dtv.at/Knowhow/AnaglyphComparison_en.aspx. Their
+# grey is the luma of ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
+NO_CHANNEL = (0.0, 0.0, 0.0)
+RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+ANAGLYPH_MATRICES = {  # method -> (matrix of the left view, matrix of the right view)
+    "dubois": (DUBOIS_LEFT, DUBOIS_RIGHT),
+    "color": ((RED, NO_CHANNEL, NO_CHANNEL), (NO_CHANNEL, GREEN, BLUE)),
+    "half_color": ((LUMA, NO_CHANNEL, NO_CHANNEL), (NO_CHANNEL, GREEN, BLUE)),
+    "optimized": (((0.0, 0.7, 0.3), NO_CHANNEL, NO_CHANNEL), (NO_CHANNEL, GREEN, BLUE)),
+    "gray": ((LUMA, NO_CHANNEL, NO_CHANNEL), (NO_CHANNEL, LUMA, LUMA)),
+    "true": ((LUMA, NO_CHANNEL, NO_CHANNEL), (NO_CHANNEL, NO_CHANNEL, LUMA)),
+}
+OPTIMIZED_RED_GAMMA = 1.5  # brightens the red channel of "optimized"
+
+SIDE_BY_SIDE_LAYOUTS = ("parallel", "cross_eyed")
+FRAME_SIZES = ("full", "half")
 
 # Control points of the colour map, from far to near; brightness grows steadily, so the map survives grey printing.
 COLOR_MAP = (
@@ -997,6 +1019,32 @@ COLOR_MAP = (
 )
 
 PNG16_SCALE = 256.0  # codes per px of a 16-bit disparity PNG, halved until the largest disparity fits
+
+WIGGLE_FRAME_MS = 150  # how long a wigglegram shows each view
+GIF_TICK_MS = 10  # GIF counts time in hundredths of a second
+SHORTEST_FRAME_MS = 20  # browsers slow shorter frames of a GIF down to 100 ms
+WEBP_LARGEST_SIDE = 16383  # px, limit of the format
+MP4_QUALITY = 8  # of imageio's 0 to 10
+
+MPO_DISPARITY_TYPE = 0x020002  # "Multi-Frame Image (Disparity)" of CIPA DC-007, 5.2.3.3.1
+MPO_REPRESENTATIVE_FLAG = 1 << 29  # the one that a viewer without stereo shows
+
+SCALE_BAR_BACKGROUND, SCALE_BAR_INK = (255, 255, 255), (30, 30, 30)
+SCALE_BAR_SMALLEST_WIDTH = 160  # px that the scale bar needs to be read; narrower maps get white margins
+
+MAX_DEPTH_RATIO = 4.0  # points farther than this times the nearest are left out of a point cloud
+
+
+class PointCloud(NamedTuple):
+    """Points of a scene in the axes of glTF: x right, y up, z towards the viewer, camera at the origin.
+
+    Attributes:
+        positions: [N,3] float32, in metres where the baseline was given in metres, else in baselines; z < 0.
+        colors: [N,3] uint8, sRGB.
+    """
+
+    positions: np.ndarray
+    colors: np.ndarray
 
 
 class StereoImageProcessor:
@@ -1328,6 +1376,107 @@ class StereoImageProcessor:
         return [PIL.Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in maps]
 
     @staticmethod
+    def visualize_disparity(
+        disparity: np.ndarray | Tensor, lowest: float | None = None, highest: float | None = None
+    ) -> list[PIL.Image.Image]:
+        """Paint disparity maps in colour, with a scale bar in px below.
+
+        The map itself is the picture of `visualize_map`, pixel for pixel, at the top; maps narrower than 160 px stand
+        in the middle of white margins, so that the bar can be read.
+
+        Args:
+            disparity: px, >= 0, map output of any `output_type`, or one map [H,W]; not finite = unknown: black, and
+                named in the bar.
+            lowest: px of the darkest colour; None = the lowest known value of each map.
+            highest: px of the brightest colour; None = the highest known value of each map.
+
+        Returns:
+            One RGB image per map.
+
+        Raises:
+            ValueError: a negative disparity.
+
+        Degenerate cases: a constant map has one colour and one tick; a map without known values only the word
+        "unknown".
+        """
+        maps = StereoImageProcessor._to_disparity_maps(disparity)
+        pictures = []
+        for one, painted in zip(maps, StereoImageProcessor.visualize_map(maps, lowest, highest), strict=True):
+            known = one[np.isfinite(one)]
+            bounds = (float(known.min()), float(known.max())) if known.size else None
+            if bounds is not None:
+                bounds = (bounds[0] if lowest is None else lowest, bounds[1] if highest is None else highest)
+            bar = StereoImageProcessor._draw_scale_bar(painted.size, bounds, names_unknown=known.size < one.size)
+            picture = PIL.Image.new("RGB", (bar.width, painted.height + bar.height), SCALE_BAR_BACKGROUND)
+            picture.paste(painted, ((bar.width - painted.width) // 2, 0))
+            picture.paste(bar, (0, painted.height))
+            pictures.append(picture)
+        return pictures
+
+    @staticmethod
+    def _draw_scale_bar(
+        size: tuple[int, int], bounds: tuple[float, float] | None, names_unknown: bool
+    ) -> PIL.Image.Image:
+        """Draw the colours from lowest to highest with ticks in px; `size` is that of the map above."""
+        width = max(size[0], SCALE_BAR_SMALLEST_WIDTH)
+        unit = max(12, round((size[0] * size[1]) ** 0.5 / 32))  # height of the letters in px, fits small and huge maps
+        unit = min(unit, width // 13)
+        font = PIL.ImageFont.load_default(unit)
+        bar = PIL.Image.new("RGB", (width, 3 * unit + unit // 2), SCALE_BAR_BACKGROUND)
+        draw = PIL.ImageDraw.Draw(bar)
+        top, bottom, left, right = unit // 2, unit // 2 + unit, unit, width - unit - 1
+        if names_unknown:
+            word = round(draw.textlength("unknown", font))
+            draw.rectangle((right - word, top, right, bottom), fill=(0, 0, 0))
+            draw.text((right - word / 2, bottom + unit // 2), "unknown", SCALE_BAR_INK, font, anchor="mt")
+            right -= word + unit
+        if bounds is None:
+            return bar
+        lowest, highest = bounds
+        ramp = np.linspace(lowest, highest, right - left + 1, dtype=np.float64)
+        colors = StereoImageProcessor.visualize_map(np.repeat(ramp[None], bottom - top + 1, axis=0), lowest, highest)
+        bar.paste(colors[0], (left, top))
+        for most in range(10, 0, -1):  # as many ticks as there is room for their labels
+            ticks = StereoImageProcessor._choose_ticks(lowest, highest, most)
+            labels = [f"{tick:g}" for tick in ticks[:-1]] + [f"{ticks[-1]:g} px"]
+            room = max(draw.textlength(label, font) for label in labels) + unit / 2
+            if len(ticks) < 2 or room <= (ticks[1] - ticks[0]) / (highest - lowest) * (right - left):
+                break
+        for tick, label in zip(ticks, labels, strict=True):
+            share = (tick - lowest) / (highest - lowest) if highest > lowest else 0.0
+            x = left + round(share * (right - left))
+            draw.line((x, bottom, x, bottom + unit // 3), fill=SCALE_BAR_INK, width=max(1, unit // 12))
+            half = draw.textlength(label, font) / 2
+            x = min(max(x, left + half - unit / 2), right - half + unit / 2)  # labels at the ends stay inside
+            draw.text((x, bottom + unit // 2), label, SCALE_BAR_INK, font, anchor="mt")
+        return bar
+
+    @staticmethod
+    def _choose_ticks(lowest: float, highest: float, most: int) -> list[float]:
+        """Return at most `most` (at least one) multiples of 1, 2 or 5 times a power of ten in [lowest, highest]."""
+        if not highest > lowest:
+            return [float(f"{lowest:.3g}")]
+        power = 10.0 ** math.floor(math.log10((highest - lowest) / most))
+        for step in (power, 2 * power, 5 * power, 10 * power, 20 * power):
+            first, last = math.ceil(lowest / step), math.floor(highest / step)
+            if last - first + 1 <= most:
+                return [float(f"{index * step:.6g}") for index in range(first, last + 1)] or [float(f"{lowest:.3g}")]
+        raise AssertionError("20 * power is more than the range divided by `most`")
+
+    # --- files of disparity ---
+
+    @staticmethod
+    def _to_disparity_maps(disparity: np.ndarray | Tensor) -> np.ndarray:
+        """Bring disparity to [B,H,W] float32, inf where it is not finite, refusing negative values."""
+        if isinstance(disparity, Tensor):
+            disparity = disparity.float()  # numpy has no bfloat16
+        maps = StereoImageProcessor._to_maps(disparity).astype(np.float32)
+        maps = np.where(np.isfinite(maps), maps, np.float32(np.inf))
+        if maps.size and maps.min() < 0:
+            raise ValueError(f"`disparity` must not be negative; got a minimum of {maps.min():g}.")
+        return maps
+
+    @staticmethod
     def export_disparity_to_16bit_png(disparity: np.ndarray | Tensor) -> list[tuple[PIL.Image.Image, float]]:
         """Encode disparity maps for 16-bit PNG files.
 
@@ -1344,11 +1493,9 @@ class StereoImageProcessor:
             ValueError: a negative disparity.
         """
         encoded = []
-        for one in StereoImageProcessor._to_maps(disparity):
+        for one in StereoImageProcessor._to_disparity_maps(disparity):
             known = np.isfinite(one)
             values = np.where(known, one, 0.0).astype(np.float64)
-            if values.min() < 0:
-                raise ValueError(f"`disparity` must not be negative; got a minimum of {values.min():g}.")
             scale = PNG16_SCALE
             while np.rint(values.max() * scale) + 1 > np.iinfo(np.uint16).max:
                 scale /= 2
@@ -1357,39 +1504,590 @@ class StereoImageProcessor:
         return encoded
 
     @staticmethod
+    def export_disparity_to_tiff(disparity: np.ndarray | Tensor) -> list[PIL.Image.Image]:
+        """Turn disparity maps into images of mode "F", which `.save("disparity.tiff")` writes as float32, exactly.
+
+        Args:
+            disparity: px, >= 0, map output of any `output_type`, or one map [H,W].
+
+        Returns:
+            One image of mode "F" per map, px; inf = unknown (not finite).
+
+        Raises:
+            ValueError: a negative disparity.
+        """
+        return [PIL.Image.fromarray(one) for one in StereoImageProcessor._to_disparity_maps(disparity)]
+
+    @staticmethod
+    def export_disparity_to_pfm(disparity: np.ndarray | Tensor) -> list[bytes]:
+        """Encode disparity maps as PFM files, the format of the Middlebury and Scene Flow ground truth.
+
+        Args:
+            disparity: px, >= 0, map output of any `output_type`, or one map [H,W].
+
+        Returns:
+            The bytes of one file per map: "Pf", little endian float32, rows from bottom to top; inf = unknown (not
+            finite), as Middlebury has it.
+
+        Raises:
+            ValueError: a negative disparity.
+        """
+        files = []
+        for picture in StereoImageProcessor.export_disparity_to_tiff(disparity):
+            file = io.BytesIO()
+            picture.save(file, format="PPM")  # Pillow writes mode "F" as PFM
+            files.append(file.getvalue())
+        return files
+
+    # --- stereo pictures ---
+
+    @staticmethod
     def _load_views(
         left_view: PIL.Image.Image, right_view: PIL.Image.Image
     ) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-        """Apply the EXIF orientation, which the pipeline applied too, and make both RGB."""
+        """Apply the EXIF orientation, which the pipeline applied too, and make both RGB of one colour profile.
+
+        Both carry the left view's profile in `info["icc_profile"]`, or both none. A profile of grey or CMYK says
+        nothing about the RGB values that Pillow makes of such a view, and is left out.
+        """
         left, right = (PIL.ImageOps.exif_transpose(view).convert("RGB") for view in (left_view, right_view))
         if left.size != right.size:
             raise ValueError(f"`right_view` must have the size of `left_view`, {left.size}; got {right.size}.")
+        for view in (left, right):
+            if (view.info.get("icc_profile") or b"")[16:20] != b"RGB ":
+                view.info.pop("icc_profile", None)
+        profile, profile_of_right = left.info.get("icc_profile"), right.info.get("icc_profile")
+        if profile_of_right not in (None, profile):
+            raise ValueError(
+                "`right_view` must have the colour profile of `left_view`, or none; got another profile. "
+                "Convert one view to the colours of the other first (PIL.ImageCms)."
+            )
+        if profile is not None:
+            right.info["icc_profile"] = profile
         return left, right
 
     @staticmethod
-    def side_by_side(left_view: PIL.Image.Image, right_view: PIL.Image.Image) -> PIL.Image.Image:
-        """Put the left view left and the right view right of it, at full size (for parallel viewing and players).
+    def _to_srgb(view: PIL.Image.Image, name: str) -> PIL.Image.Image:
+        """Convert an RGB view that carries a colour profile to sRGB; one without is taken to be sRGB already."""
+        profile = view.info.get("icc_profile")
+        if profile is None:
+            return view
+        try:
+            source, target = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
+            converted = PIL.ImageCms.profileToProfile(view, source, target, outputMode="RGB")
+        except (OSError, PIL.ImageCms.PyCMSError) as error:
+            raise ValueError(f"`{name}` must have a colour profile that can be read; got: {error}.") from error
+        assert converted is not None  # a new image, unless inPlace is asked for
+        converted.info.pop("icc_profile", None)
+        return converted
+
+    @staticmethod
+    def converge(
+        left_view: PIL.Image.Image, right_view: PIL.Image.Image, convergence: int = 0
+    ) -> tuple[PIL.Image.Image, PIL.Image.Image]:
+        """Shift both views against each other, so that another depth lies in the plane of the screen.
+
+        Convention: points whose disparity is `convergence` come to lie in the screen, nearer ones before it, farther
+        ones behind it. Nothing is invented: for c > 0 the left view loses its first c columns and the right view its
+        last c, for c < 0 the other way round. A point of disparity d then has the parallax d - c.
+
+        Args:
+            left_view: PIL image; its EXIF orientation is applied.
+            right_view: PIL image of the same upright size.
+            convergence: c in px. 0 leaves the most distant points in the screen.
+
+        Returns:
+            (left view, right view), RGB, both W - |c| wide, with the colour profile of the left view, if it has one.
 
         Raises:
-            ValueError: views of different sizes.
+            ValueError: views of different sizes or colour profiles, or a convergence that is no integer or leaves no
+                column.
         """
         left, right = StereoImageProcessor._load_views(left_view, right_view)
-        picture = PIL.Image.new("RGB", (2 * left.width, left.height))
-        picture.paste(left, (0, 0))
-        picture.paste(right, (left.width, 0))
+        if not _is_int(convergence):
+            raise ValueError(f"`convergence` must be an integer number of px; got {convergence!r}.")
+        width, height = left.size
+        kept = width - abs(convergence)
+        if kept < 1:
+            raise ValueError(
+                f"`convergence` must leave at least one of the {width} columns of the views; got {convergence} px."
+            )
+        first_of_left, first_of_right = max(convergence, 0), max(-convergence, 0)
+        return (
+            left.crop((first_of_left, 0, first_of_left + kept, height)),
+            right.crop((first_of_right, 0, first_of_right + kept, height)),
+        )
+
+    @staticmethod
+    def side_by_side(
+        left_view: PIL.Image.Image,
+        right_view: PIL.Image.Image,
+        layout: str = "parallel",
+        size: str = "full",
+        convergence: int = 0,
+    ) -> PIL.Image.Image:
+        """Put both views beside each other.
+
+        Args:
+            left_view: PIL image; its EXIF orientation is applied.
+            right_view: PIL image of the same upright size.
+            layout: "parallel" = the left view left, for headsets, players and parallel viewing; "cross_eyed" = the
+                left view right, for crossing the eyes.
+            size: "full" = every view as it is; "half" = each squeezed to half its width (rounded up), which players
+                stretch again.
+            convergence: px, see `converge`.
+
+        Returns:
+            RGB, twice as wide as a view ("full"), or as wide as one ("half"; one column more where that is odd), with
+            the colour profile of the left view, if it has one.
+
+        Raises:
+            ValueError: an unknown layout or size, or see `converge`.
+        """
+        if layout not in SIDE_BY_SIDE_LAYOUTS:
+            raise ValueError(f"`layout` must be one of {SIDE_BY_SIDE_LAYOUTS}; got {layout!r}.")
+        views = StereoImageProcessor.converge(left_view, right_view, convergence)
+        first, second = views if layout == "parallel" else views[::-1]
+        return StereoImageProcessor._join(first, second, size, axis=0)
+
+    @staticmethod
+    def top_bottom(
+        left_view: PIL.Image.Image, right_view: PIL.Image.Image, size: str = "full", convergence: int = 0
+    ) -> PIL.Image.Image:
+        """Put the left view above the right one.
+
+        Args:
+            left_view: PIL image; its EXIF orientation is applied.
+            right_view: PIL image of the same upright size.
+            size: "full" = every view as it is; "half" = each squeezed to half its height (rounded up), which players
+                stretch again.
+            convergence: px, see `converge`.
+
+        Returns:
+            RGB, twice as high as a view ("full"), or as high as one ("half"; one row more where that is odd), with
+            the colour profile of the left view, if it has one.
+
+        Raises:
+            ValueError: an unknown size, or see `converge`.
+        """
+        first, second = StereoImageProcessor.converge(left_view, right_view, convergence)
+        return StereoImageProcessor._join(first, second, size, axis=1)
+
+    @staticmethod
+    def _join(first: PIL.Image.Image, second: PIL.Image.Image, size: str, axis: int) -> PIL.Image.Image:
+        """Paste two views beside (axis 0) or below (axis 1) each other, squeezed along that axis if "half"."""
+        if size not in FRAME_SIZES:
+            raise ValueError(f"`size` must be one of {FRAME_SIZES}; got {size!r}.")
+        width, height = first.size
+        if size == "half":
+            width, height = ((width + 1) // 2, height) if axis == 0 else (width, (height + 1) // 2)
+            first, second = (view.resize((width, height), PIL.Image.Resampling.LANCZOS) for view in (first, second))
+        corner = (width, 0) if axis == 0 else (0, height)
+        picture = PIL.Image.new("RGB", (width + corner[0], height + corner[1]))
+        picture.paste(first, (0, 0))
+        picture.paste(second, corner)
+        if "icc_profile" in first.info:
+            picture.info["icc_profile"] = first.info["icc_profile"]
         return picture
 
     @staticmethod
-    def anaglyph(left_view: PIL.Image.Image, right_view: PIL.Image.Image) -> PIL.Image.Image:
-        """Mix both views for red-cyan glasses, red before the left eye, with Dubois' least-squares matrices.
+    def anaglyph(
+        left_view: PIL.Image.Image, right_view: PIL.Image.Image, method: str = "dubois", convergence: int = 0
+    ) -> PIL.Image.Image:
+        """Mix both views for red-cyan glasses, red before the left eye.
+
+        The mixing assumes sRGB: views with a colour profile are converted first, and the anaglyph carries none.
+
+        Args:
+            left_view: PIL image; its EXIF orientation is applied.
+            right_view: PIL image of the same upright size.
+            method: "dubois" = least squares over what the glasses let through, little ghosting; "color" = red of the
+                left, green and blue of the right view; "half_color" = the same with the luma of the left view as red,
+                which flickers less at saturated colours; "optimized" = red from green and blue of the left view,
+                brightened: reds are lost, nothing flickers; "gray" = no colours; "true" = no colours, red and blue
+                only: dark, least ghosting.
+            convergence: px, see `converge`.
+
+        Returns:
+            RGB picture of the size of `converge`'s views, sRGB.
 
         Raises:
-            ValueError: views of different sizes.
+            ValueError: an unknown method, a colour profile that cannot be read, or see `converge`.
+
+        Source: see the matrices, `ANAGLYPH_MATRICES`.
         """
-        views = StereoImageProcessor._load_views(left_view, right_view)
-        left, right = (np.asarray(view, dtype=np.float32) for view in views)
-        mixed = left @ np.array(DUBOIS_LEFT, np.float32).T + right @ np.array(DUBOIS_RIGHT, np.float32).T  # [H,W,3]
+        if method not in ANAGLYPH_MATRICES:
+            raise ValueError(f"`method` must be one of {tuple(ANAGLYPH_MATRICES)}; got {method!r}.")
+        views = StereoImageProcessor.converge(left_view, right_view, convergence)
+        of_left, of_right = (np.array(matrix, np.float32).T for matrix in ANAGLYPH_MATRICES[method])
+        left, right = (
+            np.asarray(StereoImageProcessor._to_srgb(view, name), dtype=np.float32)
+            for view, name in zip(views, ("left_view", "right_view"), strict=True)
+        )
+        mixed = left @ of_left + right @ of_right  # [H,W,3]
+        if method == "optimized":
+            mixed[..., 0] = 255.0 * (mixed[..., 0] / 255.0) ** (1.0 / OPTIMIZED_RED_GAMMA)
         return PIL.Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
+
+    @staticmethod
+    def export_views_to_mpo(
+        left_view: PIL.Image.Image, right_view: PIL.Image.Image, quality: int = 95, convergence: int = 0
+    ) -> bytes:
+        """Encode both views as one MPO file, the format of stereo cameras, which 3D viewers open as a pair.
+
+        Both are marked as the disparity pair of one scene, the left one first and as what a viewer without stereo
+        shows. They are JPEG images without chroma subsampling: close to the views, not lossless.
+
+        Args:
+            left_view: PIL image; its EXIF orientation is applied.
+            right_view: PIL image of the same upright size.
+            quality: of JPEG, 1 to 100.
+            convergence: px, see `converge`.
+
+        Returns:
+            The bytes of the file, with the colour profile of the left view in both images, if it has one.
+
+        Raises:
+            ValueError: a quality outside 1 to 100, or see `converge`.
+
+        Source: CIPA DC-007 (Multi-Picture Format).
+        """
+        if not _is_int(quality) or not 1 <= quality <= 100:
+            raise ValueError(f"`quality` must be an integer from 1 to 100; got {quality!r}.")
+        left, right = StereoImageProcessor.converge(left_view, right_view, convergence)
+        file = io.BytesIO()
+        left.save(
+            file,
+            format="MPO",
+            save_all=True,
+            append_images=[right],
+            quality=quality,
+            subsampling=0,
+            icc_profile=left.info.get("icc_profile"),
+        )
+        encoded = bytearray(file.getvalue())
+        # Pillow calls the second image "undefined". The 16-byte entries stand behind the 3 tags of the index, and the
+        # index behind the 8 bytes of the header; each begins with the attributes.
+        entries = encoded.index(b"MPF\0") + 4 + 8 + 2 + 3 * 12 + 4
+        struct.pack_into("<L", encoded, entries, MPO_REPRESENTATIVE_FLAG | MPO_DISPARITY_TYPE)
+        struct.pack_into("<L", encoded, entries + 16, MPO_DISPARITY_TYPE)
+        return bytes(encoded)
+
+    @staticmethod
+    def wiggle(left_view: PIL.Image.Image, right_view: PIL.Image.Image, convergence: int = 0) -> list[PIL.Image.Image]:
+        """Return the frames of a wigglegram, which shows depth without glasses: the left view, then the right view.
+
+        Nothing is interpolated. Points whose disparity is `convergence` stand still; a wigglegram is calm where that
+        is the disparity of what one looks at.
+
+        Args:
+            left_view: PIL image; its EXIF orientation is applied.
+            right_view: PIL image of the same upright size.
+            convergence: px, see `converge`.
+
+        Returns:
+            Two RGB frames, for `export_wiggle_to_gif`, `_to_webp` and `_to_mp4`.
+
+        Raises:
+            ValueError: see `converge`.
+        """
+        return list(StereoImageProcessor.converge(left_view, right_view, convergence))
+
+    @staticmethod
+    def _check_frames(frames: list[PIL.Image.Image], frame_ms: int) -> None:
+        """Raise unless there are at least two RGB frames of one size and they are shown for long enough."""
+        if len(frames) < 2 or len({frame.size for frame in frames}) > 1 or any(one.mode != "RGB" for one in frames):
+            found = [(frame.mode, *frame.size) for frame in frames]
+            raise ValueError(f"`frames` must be two or more RGB images of one size; got {found}.")
+        if not _is_int(frame_ms) or frame_ms < SHORTEST_FRAME_MS:
+            raise ValueError(f"`frame_ms` must be an integer of at least {SHORTEST_FRAME_MS} ms; got {frame_ms!r}.")
+
+    @staticmethod
+    def _check_loop(loop: int) -> None:
+        if not _is_int(loop) or loop < 0:
+            raise ValueError(f"`loop` must be an integer >= 0, 0 = for ever; got {loop!r}.")
+
+    @staticmethod
+    def export_wiggle_to_gif(frames: list[PIL.Image.Image], frame_ms: int = WIGGLE_FRAME_MS, loop: int = 0) -> bytes:
+        """Encode frames as an animated GIF of 256 colours, the same ones in all frames, so that none flickers.
+
+        GIF knows no colour profiles: frames with one are converted to sRGB.
+
+        Args:
+            frames: from `wiggle`.
+            frame_ms: how long each frame is shown, a multiple of 10.
+            loop: how often it plays, 0 = for ever.
+
+        Returns:
+            The bytes of the file.
+
+        Raises:
+            ValueError: frames that do not fit together, or numbers outside their range.
+
+        Degenerate cases: of equal frames in a row the file keeps one, shown for their whole time.
+        """
+        StereoImageProcessor._check_frames(frames, frame_ms)
+        StereoImageProcessor._check_loop(loop)
+        if frame_ms % GIF_TICK_MS:
+            raise ValueError(f"`frame_ms` must be a multiple of {GIF_TICK_MS} ms for GIF; got {frame_ms}.")
+        frames = [StereoImageProcessor._to_srgb(frame, "frames") for frame in frames]
+        width, height = frames[0].size
+        strip = PIL.Image.new("RGB", (width, height * len(frames)))
+        for index, frame in enumerate(frames):
+            strip.paste(frame, (0, index * height))
+        palette = strip.quantize(256)
+        first, *others = (frame.quantize(palette=palette, dither=PIL.Image.Dither.FLOYDSTEINBERG) for frame in frames)
+        file = io.BytesIO()
+        first.save(file, format="GIF", save_all=True, append_images=others, duration=frame_ms, loop=loop)
+        return file.getvalue()
+
+    @staticmethod
+    def export_wiggle_to_webp(
+        frames: list[PIL.Image.Image], frame_ms: int = WIGGLE_FRAME_MS, loop: int = 0, quality: int = 90
+    ) -> bytes:
+        """Encode frames as an animated WebP in full colour, with the colour profile of the first frame, if it has one.
+
+        Args:
+            frames: from `wiggle`, at most 16383 px a side.
+            frame_ms: how long each frame is shown.
+            loop: how often it plays, 0 = for ever.
+            quality: 1 to 100, lossy.
+
+        Returns:
+            The bytes of the file.
+
+        Raises:
+            ValueError: frames that do not fit together or are too large, or numbers outside their range.
+        """
+        StereoImageProcessor._check_frames(frames, frame_ms)
+        StereoImageProcessor._check_loop(loop)
+        if max(frames[0].size) > WEBP_LARGEST_SIDE:
+            raise ValueError(f"`frames` must be at most {WEBP_LARGEST_SIDE} px a side for WebP; got {frames[0].size}.")
+        if not _is_int(quality) or not 1 <= quality <= 100:
+            raise ValueError(f"`quality` must be an integer from 1 to 100; got {quality!r}.")
+        file = io.BytesIO()
+        frames[0].save(
+            file,
+            format="WEBP",
+            save_all=True,
+            append_images=frames[1:],
+            duration=frame_ms,
+            loop=loop,
+            quality=quality,
+            icc_profile=frames[0].info.get("icc_profile"),
+        )
+        return file.getvalue()
+
+    @staticmethod
+    def export_wiggle_to_mp4(
+        frames: list[PIL.Image.Image], frame_ms: int = WIGGLE_FRAME_MS, repeats: int = 10
+    ) -> bytes:
+        """Encode frames as an H.264 video in an MP4 file, which every player shows; needs imageio and imageio-ffmpeg.
+
+        Players want even sizes: an odd last column or row is left out, nothing is scaled. A video knows no loop, so
+        the frames are repeated in the file. Frames with a colour profile are converted to sRGB.
+
+        Args:
+            frames: from `wiggle`, at least 2 px a side.
+            frame_ms: how long each frame is shown.
+            repeats: how often the frames follow each other.
+
+        Returns:
+            The bytes of the file.
+
+        Raises:
+            ImportError: imageio or imageio-ffmpeg is not installed.
+            ValueError: frames that do not fit together or are too small, or numbers outside their range.
+        """
+        StereoImageProcessor._check_frames(frames, frame_ms)
+        if not _is_int(repeats) or repeats < 1:
+            raise ValueError(f"`repeats` must be an integer of at least 1; got {repeats!r}.")
+        width, height = (side - side % 2 for side in frames[0].size)
+        if min(width, height) == 0:
+            raise ValueError(f"`frames` must be at least 2 px a side for MP4; got {frames[0].size}.")
+        StereoImageProcessor.require_mp4()
+        even = [StereoImageProcessor._to_srgb(frame, "frames").crop((0, 0, width, height)) for frame in frames]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "wiggle.mp4")
+            fps: Any = 1000 / frame_ms  # imageio takes fractions, whatever the annotation says
+            export_to_video(even * repeats, path, fps=fps, quality=MP4_QUALITY, macro_block_size=1)
+            return Path(path).read_bytes()
+
+    @staticmethod
+    def require_mp4() -> None:
+        """Raise an ImportError that names what to install unless MP4 files can be written."""
+        try:
+            for name in ("imageio", "imageio_ffmpeg"):
+                importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                "MP4 files need imageio and imageio-ffmpeg: pip install imageio imageio-ffmpeg"
+            ) from error
+
+    # --- point clouds ---
+
+    @staticmethod
+    def point_cloud(
+        image: PIL.Image.Image,
+        disparity: np.ndarray | Tensor,
+        fov_deg: float,
+        baseline_m: float = 1.0,
+        max_depth_ratio: float | None = MAX_DEPTH_RATIO,
+        max_points: int | None = None,
+    ) -> PointCloud:
+        """Place every pixel of a view in space.
+
+        Convention: pinhole camera at the origin, its axis through the middle of the picture, axes of glTF: x right,
+        y up, z towards the viewer, so what is seen has z < 0. With focal_px = W / 2 / tan(fov / 2), a pixel of
+        disparity d lies at depth -z = focal_px * baseline / d. Pixels without disparity have no finite place:
+        unknown ones are left out, and so are those farther than `max_depth_ratio` times the nearest one, such as the
+        sky, or the farthest parts of a relative map, whose disparity is 0 by definition.
+
+        Args:
+            image: the view that the disparity belongs to; its EXIF orientation is applied, and it is converted to
+                sRGB if it carries a colour profile.
+            disparity: px, >= 0, one map of the size of the image in any of the shapes of the outputs; not finite =
+                unknown.
+            fov_deg: horizontal field of view of the photograph, in (0, 180). A photograph of 60 degrees that is said
+                to have 30 becomes twice as deep.
+            baseline_m: distance of the two cameras; 1 gives positions in units of it, a length in metres gives metres.
+            max_depth_ratio: see above, >= 1; None keeps all points of a disparity above 0.
+            max_points: at most that many points are returned, chosen evenly and always the same; None = all.
+
+        Returns:
+            PointCloud(positions [N,3] float32, colors [N,3] uint8), row by row.
+
+        Raises:
+            ValueError: a disparity that is negative or not of the size of the image, a number outside its range, a
+                colour profile that cannot be read, or no pixel with a disparity above 0.
+        """
+        StereoImageProcessor._check_cloud_arguments(fov_deg, baseline_m, max_depth_ratio, max_points)
+        upright, _ = StereoImageProcessor._load_views(image, image)
+        maps = StereoImageProcessor._to_disparity_maps(disparity)
+        if maps.shape != (1, upright.height, upright.width):
+            raise ValueError(
+                f"`disparity` must be one map of the size of `image`, {[upright.height, upright.width]}; "
+                f"got {list(maps.shape)}."
+            )
+        colors = np.asarray(StereoImageProcessor._to_srgb(upright, "image"))  # [H,W,3]
+        values = np.where(np.isfinite(maps[0]), maps[0], 0.0).astype(np.float64)  # [H,W]
+        nearest = values.max()
+        if not nearest > 0:
+            raise ValueError("`disparity` must be above 0 px in at least one pixel; got none.")
+        kept = values > 0 if max_depth_ratio is None else values * max_depth_ratio >= nearest
+        y, x = np.nonzero(kept)
+        if max_points is not None and len(y) > max_points:
+            chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:max_points])
+            y, x = y[chosen], x[chosen]
+        focal_px = upright.width / 2 / math.tan(math.radians(fov_deg) / 2)
+        depth = focal_px * baseline_m / values[y, x]
+        right = (x + 0.5 - upright.width / 2) * depth / focal_px
+        up = (upright.height / 2 - y - 0.5) * depth / focal_px
+        return PointCloud(np.stack([right, up, -depth], axis=1).astype(np.float32), colors[y, x])
+
+    @staticmethod
+    def _check_cloud_arguments(
+        fov_deg: float, baseline_m: float, max_depth_ratio: float | None, max_points: int | None
+    ) -> None:
+        if not 0 < fov_deg < 180:
+            raise ValueError(f"`fov_deg` must lie in (0, 180) degrees; got {fov_deg}.")
+        if not 0 < baseline_m < math.inf:
+            raise ValueError(f"`baseline_m` must be positive and finite; got {baseline_m}.")
+        if max_depth_ratio is not None and not 1 <= max_depth_ratio < math.inf:
+            raise ValueError(f"`max_depth_ratio` must be None or a number of at least 1; got {max_depth_ratio}.")
+        if max_points is not None and (not _is_int(max_points) or max_points < 1):
+            raise ValueError(f"`max_points` must be None or an integer of at least 1; got {max_points!r}.")
+
+    @staticmethod
+    def _check_cloud(cloud: PointCloud) -> None:
+        positions, colors = cloud
+        if positions.ndim != 2 or positions.shape[1] != 3 or len(positions) == 0 or colors.shape != positions.shape:
+            raise ValueError(
+                "`cloud` must have positions and colors of shape [N,3] with at least one point; "
+                f"got {list(positions.shape)} and {list(colors.shape)}."
+            )
+        if not np.isfinite(positions).all():
+            raise ValueError("`cloud` must have finite positions; got infinite or NaN ones.")
+
+    @staticmethod
+    def export_point_cloud_to_ply(cloud: PointCloud) -> bytes:
+        """Encode a point cloud as a binary PLY file: x, y, z float and red, green, blue uchar, little endian.
+
+        Args:
+            cloud: from `point_cloud`, N >= 1.
+
+        Returns:
+            The bytes of the file, 15 a point.
+
+        Raises:
+            ValueError: positions or colors of another shape, or positions that are not finite.
+        """
+        StereoImageProcessor._check_cloud(cloud)
+        layout = [("xyz", "<f4", 3), ("rgb", "u1", 3)]
+        points = np.empty(len(cloud.positions), dtype=layout)
+        points["xyz"], points["rgb"] = cloud.positions, cloud.colors
+        lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+        lines += [f"property float {axis}" for axis in "xyz"]
+        lines += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
+        return "\n".join([*lines, "end_header\n"]).encode("ascii") + points.tobytes()
+
+    @staticmethod
+    def export_point_cloud_to_glb(cloud: PointCloud) -> bytes:
+        """Encode a point cloud as a binary glTF 2.0 file with one mesh of POINTS.
+
+        glTF wants linear colours, so the sRGB values are converted, and stored in 16 bits to lose none of them. The
+        material is unlit, for points have no normals.
+
+        Args:
+            cloud: from `point_cloud`, N >= 1.
+
+        Returns:
+            The bytes of the file, 20 a point.
+
+        Raises:
+            ValueError: positions or colors of another shape, or positions that are not finite.
+
+        Source: Khronos glTF 2.0 specification, 3.6 and 4.4; extension KHR_materials_unlit; the transfer function is
+        that of IEC 61966-2-1.
+        """
+        StereoImageProcessor._check_cloud(cloud)
+        positions = cloud.positions.astype("<f4")
+        count = len(positions)
+        encoded = np.arange(256) / 255.0
+        linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+        colors = np.full((count, 4), 65535, dtype="<u2")  # RGBA: a point's colour fills 4-byte words
+        colors[:, :3] = np.rint(linear * 65535.0)[cloud.colors]
+        binary = positions.tobytes() + colors.tobytes()  # 12 and 8 bytes a point, so both parts are aligned
+        scene = {
+            "asset": {"version": "2.0", "generator": "ZeroStereo"},
+            "extensionsUsed": ["KHR_materials_unlit"],
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "mode": 0, "material": 0}]}],
+            "materials": [{"extensions": {"KHR_materials_unlit": {}}}],
+            "accessors": [
+                {
+                    "bufferView": 0,
+                    "componentType": 5126,  # float
+                    "count": count,
+                    "type": "VEC3",
+                    "min": positions.min(axis=0).tolist(),
+                    "max": positions.max(axis=0).tolist(),
+                },
+                # unsigned short
+                {"bufferView": 1, "componentType": 5123, "normalized": True, "count": count, "type": "VEC4"},
+            ],
+            "bufferViews": [
+                {"buffer": 0, "byteOffset": 0, "byteLength": positions.nbytes, "target": 34962},
+                {"buffer": 0, "byteOffset": positions.nbytes, "byteLength": colors.nbytes, "target": 34962},
+            ],
+            "buffers": [{"byteLength": len(binary)}],
+        }
+        text = json.dumps(scene, separators=(",", ":")).encode("ascii")
+        text += b" " * (-len(text) % 4)
+        chunks = struct.pack("<L4s", len(text), b"JSON") + text + struct.pack("<L4s", len(binary), b"BIN\0") + binary
+        return struct.pack("<4sLL", b"glTF", 2, 12 + len(chunks)) + chunks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
