@@ -28,6 +28,9 @@ Contents, in the order of the data:
 
 from __future__ import annotations
 
+import base64
+import binascii
+import functools
 import importlib
 import inspect
 import io
@@ -76,6 +79,9 @@ TILE_OVERLAP_SHARE = 4  # neighbouring tiles overlap by at least one part in thi
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+POSITION_OFFSET = 0.1  # patches added to each side of the picture where DINOv2 resizes its position table
+COMPACT_PROMPT_KEYS = ("base64", "dtype", "revision", "shape", "text_encoder")
 
 PIPELINE_FILE = "pipeline_zerostereo.py"  # name that the Hub loads, beside model_index.json
 
@@ -406,6 +412,81 @@ def _distances_to_run_ends(place: Tensor, y: Tensor, height: int, unreachable: i
     below = (place[ends] + 1).index_select(0, run) - place
     at_top, at_bottom = (y[starts] == 0)[run], (y[ends] == height - 1)[run]
     return above.masked_fill_(at_top, unreachable), below.masked_fill_(at_bottom, unreachable)
+
+
+def official_position_embedding(position_table: Tensor, patches_high: int, patches_wide: int) -> Tensor:
+    """Resize the position table of a DINOv2 backbone as its authors do.
+
+    They tell the interpolation how much larger the picture is, with a tenth of a patch added, where transformers
+    tells it the wanted size; the sampling points differ a little. At the table's own size it is returned unchanged.
+
+    Args:
+        position_table: [1,1+n*n,C], float: one row for the class token, then n x n patches in row-major order.
+        patches_high: rows of patches in the picture, >= 1.
+        patches_wide: columns of patches in the picture, >= 1.
+
+    Returns:
+        [1,1+patches_high*patches_wide,C], dtype of the table; resized in float32.
+
+    Source: Depth Anything V2 and DINOv2, which ZeroStereo runs at the photograph's own resolution.
+    """
+    side = math.isqrt(position_table.shape[1] - 1)
+    if (patches_high, patches_wide) == (side, side):
+        return position_table
+    class_row, patch_rows = position_table[:, :1], position_table[:, 1:].float()
+    grid = patch_rows.view(1, side, side, -1).permute(0, 3, 1, 2)  # [1,C,n,n]
+    growth = ((patches_high + POSITION_OFFSET) / side, (patches_wide + POSITION_OFFSET) / side)
+    resized = functional.interpolate(grid, scale_factor=growth, mode="bicubic")  # [1,C,patches_high,patches_wide]
+    return torch.cat([class_row, resized.flatten(2).transpose(1, 2).to(position_table.dtype)], dim=1)
+
+
+def _interpolate_as_official(embeddings: torch.nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Stand in for `interpolate_pos_encoding` of one DINOv2 embeddings module; sizes in px, tokens are not read."""
+    patch_height, patch_width = embeddings.patch_embeddings.patch_size  # type: ignore[union-attr]
+    table: Tensor = embeddings.position_embeddings  # type: ignore[assignment]
+    return official_position_embedding(table, height // patch_height, width // patch_width)
+
+
+def _find_position_embeddings(depth_estimator: Any) -> Any:
+    """Return the module of a DINOv2 depth estimator that holds the position table, or None."""
+    backbone = getattr(depth_estimator, "backbone", None)
+    embeddings = getattr(backbone, "embeddings", None)
+    is_dinov2 = getattr(getattr(backbone, "config", None), "model_type", None) == "dinov2"
+    return embeddings if is_dinov2 and hasattr(embeddings, "interpolate_pos_encoding") else None
+
+
+def has_official_position_embedding(depth_estimator: Any) -> bool:
+    """Tell whether `bind_official_position_embedding` was applied to this depth estimator."""
+    bound = vars(_find_position_embeddings(depth_estimator) or object).get("interpolate_pos_encoding")
+    # compared by name, because a module that is loaded twice has two functions of that name
+    return getattr(getattr(bound, "func", None), "__name__", None) == _interpolate_as_official.__name__
+
+
+def bind_official_position_embedding(depth_estimator: PreTrainedModel) -> None:
+    """Let this depth estimator, and no other of its class, resize its position table as the official code does.
+
+    Weights, configuration and saved files stay as they are; copies made with `copy.deepcopy` are bound too. Binding
+    twice is binding once. `restore_position_embedding` undoes it.
+
+    Args:
+        depth_estimator: a transformers depth estimator with a DINOv2 backbone, such as Depth Anything.
+
+    Raises:
+        ValueError: another backbone.
+    """
+    embeddings = _find_position_embeddings(depth_estimator)
+    if embeddings is None:
+        raise ValueError(
+            "`depth_estimator` must have `backbone.embeddings.interpolate_pos_encoding` of a DINOv2 backbone for the "
+            f"official position embedding; got {type(depth_estimator).__name__}."
+        )
+    embeddings.interpolate_pos_encoding = functools.partial(_interpolate_as_official, embeddings)
+
+
+def restore_position_embedding(depth_estimator: PreTrainedModel) -> None:
+    """Undo `bind_official_position_embedding`; a depth estimator that is not bound stays as it is."""
+    if has_official_position_embedding(depth_estimator):
+        del _find_position_embeddings(depth_estimator).interpolate_pos_encoding
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -888,6 +969,88 @@ def encode_latents(vae: AutoencoderKL | AutoencoderTiny, image: Tensor) -> Tenso
 def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
     """Decode scaled latents [B,c,h,w] into an image [B,3,H,W], about [-1,1], not clamped, dtype of the autoencoder."""
     return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+
+
+def encode_prompt_compactly(prompt_embeds: Tensor, text_encoder: str, revision: str) -> dict[str, Any]:
+    """Turn a prompt embedding into a small dictionary for a JSON file, exact to the bit.
+
+    Args:
+        prompt_embeds: [tokens,channels] float32, finite.
+        text_encoder: id of the text encoder that made it, such as "org/repo/text_encoder".
+        revision: commit of that repository.
+
+    Returns:
+        {"base64": little-endian float32 bytes, "dtype": "float32", "shape": [tokens, channels], "text_encoder",
+        "revision"}, what `decode_compact_prompt` reads.
+
+    Raises:
+        ValueError: another shape or dtype, or a value that is not finite.
+    """
+    if prompt_embeds.ndim != 2 or prompt_embeds.dtype != torch.float32 or prompt_embeds.numel() == 0:
+        raise ValueError(
+            "`prompt_embeds` must be a float32 tensor of shape [tokens,channels]; "
+            f"got {prompt_embeds.dtype} of shape {list(prompt_embeds.shape)}."
+        )
+    _check_finite("prompt_embeds", prompt_embeds)
+    data = np.ascontiguousarray(prompt_embeds.detach().cpu().numpy(), dtype="<f4").tobytes()
+    return {
+        "base64": base64.b64encode(data).decode("ascii"),
+        "dtype": "float32",
+        "shape": list(prompt_embeds.shape),
+        "text_encoder": text_encoder,
+        "revision": revision,
+    }
+
+
+def decode_compact_prompt(compact: dict[str, Any], name: str = "empty_prompt_embeds") -> Tensor:
+    """Read what `encode_prompt_compactly` wrote: [tokens,channels] float32, exact to the bit.
+
+    Args:
+        compact: the dictionary.
+        name: how error messages call it.
+
+    Raises:
+        ValueError: other keys, another dtype, a shape that is not two positive integers, bytes that are no base64 or
+            of another count, or a value that is not finite.
+    """
+    if sorted(compact) != list(COMPACT_PROMPT_KEYS):
+        raise ValueError(f"`{name}` must have the keys {list(COMPACT_PROMPT_KEYS)}; got {sorted(compact)}.")
+    if compact["dtype"] != "float32":
+        raise ValueError(f'`{name}` must have "dtype" "float32"; got {compact["dtype"]!r}.')
+    shape = compact["shape"]
+    if not isinstance(shape, (list, tuple)) or len(shape) != 2 or not all(_is_int(n) and n > 0 for n in shape):
+        raise ValueError(f'`{name}` must have a "shape" of two positive integers; got {shape!r}.')
+    try:
+        data = base64.b64decode(compact["base64"], validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must hold base64 text; got {str(compact['base64'])[:40]!r}.") from error
+    if len(data) != 4 * shape[0] * shape[1]:
+        raise ValueError(
+            f"`{name}` must hold {4 * shape[0] * shape[1]} bytes for float32 of shape {list(shape)}; got {len(data)}."
+        )
+    prompt_embeds = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32)).view(*shape)
+    _check_finite(name, prompt_embeds)
+    return prompt_embeds
+
+
+def _load_prompt(value: list | dict) -> Tensor:
+    """Read a configured `empty_prompt_embeds` of either form as [tokens,channels] float32.
+
+    Raises:
+        ValueError: no table of finite numbers, or as `decode_compact_prompt`.
+    """
+    if isinstance(value, dict):
+        return decode_compact_prompt(value)
+    try:
+        prompt_embeds = torch.tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`empty_prompt_embeds` must be numbers, tokens x channels; {error}.") from error
+    if prompt_embeds.ndim != 2 or prompt_embeds.numel() == 0:
+        raise ValueError(
+            f"`empty_prompt_embeds` must be tokens x channels; got a list of shape {list(prompt_embeds.shape)}."
+        )
+    _check_finite("empty_prompt_embeds", prompt_embeds)
+    return prompt_embeds
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2097,6 +2260,7 @@ class StereoImageProcessor:
 LATENT_MASK_REDUCTIONS = ("nearest", "max")
 MASKED_FILLS = ("zero", "background")
 DEPTH_PREDICTIONS = ("inverse_depth", "depth", "metric_depth")
+DEPTH_POSITION_EMBEDDINGS = ("transformers", "official")
 TARGET_VIEWS = ("right", "left", "both")
 FILLS = ("whole", "tiled", "background")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -2149,7 +2313,11 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         depth_prediction (`str`): "inverse_depth" (Depth Anything), "depth" or "metric_depth" (metres).
         depth_mean (`list`), depth_std (`list`): normalisation of the depth network's input, RGB in [0,1].
         depth_size_multiple (`int`): the depth network's input is padded to multiples of this.
-        empty_prompt_embeds (`list`, *optional*): embedding of the empty prompt, tokens x channels.
+        empty_prompt_embeds (`list` or `dict`, *optional*): embedding of the empty prompt, tokens x channels, or its
+            compact form (`encode_prompt_compactly`).
+        depth_position_embedding (`str`): how a DINOv2 depth network resizes its position table to other picture
+            sizes: "transformers", or "official" as Depth Anything's authors do. "official" is bound to the depth
+            estimator that is passed, once, here; `restore_position_embedding` undoes it.
     """
 
     model_cpu_offload_seq = "depth_estimator->text_encoder->unet->vae"
@@ -2175,7 +2343,8 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         depth_mean: list = IMAGENET_MEAN,  # type: ignore[assignment]
         depth_std: list = IMAGENET_STD,  # type: ignore[assignment]
         depth_size_multiple: int = 14,
-        empty_prompt_embeds: list | None = None,
+        empty_prompt_embeds: list | dict | None = None,
+        depth_position_embedding: str = "transformers",
     ):
         """Check the configuration and keep the components."""
         super().__init__()
@@ -2183,6 +2352,7 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ("latent_mask_reduction", latent_mask_reduction, LATENT_MASK_REDUCTIONS),
             ("masked_fill", masked_fill, MASKED_FILLS),
             ("depth_prediction", depth_prediction, DEPTH_PREDICTIONS),
+            ("depth_position_embedding", depth_position_embedding, DEPTH_POSITION_EMBEDDINGS),
         ):
             _check_choice(name, value, choices)
         for name, value, least in (
@@ -2201,6 +2371,10 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     f"`unet` must take 2 x latent + 1 = {channels} channels for this `vae`; "
                     f"got {unet.config.in_channels}."
                 )
+        if empty_prompt_embeds is not None:
+            _load_prompt(empty_prompt_embeds)
+        if depth_estimator is not None:
+            _prepare_depth_estimator(depth_estimator, depth_position_embedding)
         self.register_modules(
             unet=unet,
             vae=vae,
@@ -2221,6 +2395,7 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             depth_std=list(depth_std),
             depth_size_multiple=depth_size_multiple,
             empty_prompt_embeds=empty_prompt_embeds,
+            depth_position_embedding=depth_position_embedding,
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = StereoImageProcessor()
@@ -2415,7 +2590,7 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ValueError: neither `empty_prompt_embeds` nor text encoder and tokenizer.
         """
         if self.config.empty_prompt_embeds is not None:
-            return torch.tensor(self.config.empty_prompt_embeds, dtype=torch.float32)[None]
+            return _load_prompt(self.config.empty_prompt_embeds)[None]
         self._check_prompt()
         if self._prompt_embeds is not None and self._prompt_source == (self.text_encoder, self.text_encoder.dtype):
             return self._prompt_embeds
@@ -3175,6 +3350,27 @@ def _bounded_size(height: int, width: int, resolution: int) -> tuple[int, int]:
     if resolution == 0 or short <= resolution:
         return height, width
     return max(1, round(height * resolution / short)), max(1, round(width * resolution / short))
+
+
+def _prepare_depth_estimator(depth_estimator: PreTrainedModel, position_embedding: str) -> None:
+    """Bind the official position embedding where it is asked for, and warn where depth will be rounded.
+
+    Raises:
+        ValueError: "official" for another backbone than DINOv2; or "transformers" for a network bound to the official.
+    """
+    if position_embedding == "official":
+        bind_official_position_embedding(depth_estimator)
+    elif has_official_position_embedding(depth_estimator):
+        raise ValueError(
+            '`depth_position_embedding` must be "official" for a depth estimator that is bound to the official '
+            f"position embedding; got {position_embedding!r}. `restore_position_embedding(depth_estimator)` undoes it."
+        )
+    if getattr(depth_estimator, "dtype", None) in (torch.float16, torch.bfloat16):
+        # The loaders hand one dtype to every component before the pipeline exists; what was passed is not cast here.
+        logger.warning(
+            f"`depth_estimator` is in {depth_estimator.dtype}: rounded depth moves pixels. Load with "
+            f'dtype={{"default": {depth_estimator.dtype}, "depth_estimator": torch.float32}} to keep it in float32.'
+        )
 
 
 def _is_int(value: Any) -> bool:

@@ -776,6 +776,7 @@ def test_defaults_are_the_official_ones():
         "depth_std": [0.229, 0.224, 0.225],
         "depth_size_multiple": 14,
         "empty_prompt_embeds": None,
+        "depth_position_embedding": "transformers",
     }
 
 

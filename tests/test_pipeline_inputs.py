@@ -413,6 +413,10 @@ WRONG_CONFIGURATIONS = {
         {"depth_prediction": "disparity"},
         r"`depth_prediction` must be one of \('inverse_depth', 'depth', 'metric_depth'\); got 'disparity'",
     ),
+    "position embedding": (
+        {"depth_position_embedding": "stock"},
+        r"`depth_position_embedding` must be one of \('transformers', 'official'\); got 'stock'",
+    ),
     "default steps": (
         {"default_num_inference_steps": 0},
         "`default_num_inference_steps` must be an integer >= 1; got 0",

@@ -33,6 +33,7 @@ UNUSUAL = {
     "depth_mean": [0.5, 0.25, 0.125],
     "depth_std": [0.75, 0.5, 0.625],
     "depth_size_multiple": 28,
+    "depth_position_embedding": "official",
 }
 
 # Common to the fresh processes below: argument 1 is the saved folder, 2 the folder for results.

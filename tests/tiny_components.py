@@ -25,6 +25,8 @@ from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
+    DPTConfig,
+    DPTForDepthEstimation,
     GLPNConfig,
     GLPNForDepthEstimation,
 )
@@ -41,21 +43,25 @@ def read_golden_config(name: str) -> dict[str, Any]:
     return json.loads((GOLDEN_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def values_by_rule(i: int, name: str, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Return the float64 values that tests/goldens/README.md describes for the i-th name of a state dict."""
+    count = math.prod(shape)
+    n = torch.arange(count, dtype=torch.float64)
+    x = torch.sin(12.9898 * n + 78.233 * i + 1.0) * 43758.5453
+    b = 2 * (x - x.floor()) - 1
+    if len(shape) >= 2:
+        b = math.sqrt(3) / math.sqrt(count / shape[0]) * b
+    else:
+        b = 0.05 * b if name.endswith("bias") else 1 + 0.1 * b
+    return b.view(shape)
+
+
 def fill_by_rule(module: nn.Module) -> nn.Module:
     """Give a network the weights that tests/goldens/README.md describes, and put it into evaluation mode."""
     state = module.state_dict()
     for i, name in enumerate(sorted(state)):
-        value = state[name]
-        if not value.is_floating_point():
-            continue
-        n = torch.arange(value.numel(), dtype=torch.float64)
-        x = torch.sin(12.9898 * n + 78.233 * i + 1.0) * 43758.5453
-        b = 2 * (x - x.floor()) - 1
-        if value.ndim >= 2:
-            b = math.sqrt(3) / math.sqrt(value.numel() / value.shape[0]) * b
-        else:
-            b = 0.05 * b if name.endswith("bias") else 1 + 0.1 * b
-        value.copy_(b.view(value.shape))
+        if state[name].is_floating_point():
+            state[name].copy_(values_by_rule(i, name, state[name].shape))
     return module.eval()
 
 
@@ -118,6 +124,50 @@ def make_depth_anything() -> DepthAnythingForDepthEstimation:
     )
     network = fill_by_rule(DepthAnythingForDepthEstimation(config))
     nn.init.constant_(network.head.conv3.bias, 2.0)
+    return network
+
+
+def make_recorded_depth_anything() -> DepthAnythingForDepthEstimation:
+    """Depth Anything V2 `vits` with the weights behind tests/goldens/dav2_vits.npz.
+
+    The rule counts the names of the official network; its fused query, key and value are three tensors here.
+    """
+    names = read_golden_config("dav2_vits_hf_key_map")
+    config = DepthAnythingConfig(
+        backbone_config=Dinov2Config(**names["config"]["backbone"]), **names["config"]["depth_anything"]
+    )
+    network = DepthAnythingForDepthEstimation(config)
+    official = {key["name"]: key for key in read_golden_config("dav2_vits_keys")["keys"]}
+    state, filled = network.state_dict(), set()
+    for official_name, name, third in names["map"]:
+        if name in state:  # transformers has no mask token unless it is configured
+            key = official[official_name]
+            value = values_by_rule(key["i"], official_name, tuple(key["shape"]))
+            state[name].copy_(value if third is None else value.chunk(3)[third])
+            filled.add(name)
+    assert filled == set(state)
+    return network.eval()
+
+
+def make_dpt() -> DPTForDepthEstimation:
+    """DPT on a plain vision transformer, as MiDaS 3 has it: patch 16, inverse depth around 2.
+
+    The transformers class resizes its position table only for one picture size, that of the configuration.
+    """
+    config = DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=64,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+    )
+    network = fill_by_rule(DPTForDepthEstimation(config))
+    nn.init.constant_(network.head.head[4].bias, 2.0)
     return network
 
 
