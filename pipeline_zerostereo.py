@@ -440,11 +440,10 @@ def official_position_embedding(position_table: Tensor, patches_high: int, patch
     return torch.cat([class_row, resized.flatten(2).transpose(1, 2).to(position_table.dtype)], dim=1)
 
 
-def _interpolate_as_official(embeddings: torch.nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def _interpolate_as_official(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
     """Stand in for `interpolate_pos_encoding` of one DINOv2 embeddings module; sizes in px, tokens are not read."""
-    patch_height, patch_width = embeddings.patch_embeddings.patch_size  # type: ignore[union-attr]
-    table: Tensor = embeddings.position_embeddings  # type: ignore[assignment]
-    return official_position_embedding(table, height // patch_height, width // patch_width)
+    patch_height, patch_width = embeddings.patch_embeddings.patch_size
+    return official_position_embedding(embeddings.position_embeddings, height // patch_height, width // patch_width)
 
 
 def _find_position_embeddings(depth_estimator: Any) -> Any:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 import pipeline_zerostereo
-from pipeline_zerostereo import PIPELINE_FILE, ZeroStereoPipeline
+from pipeline_zerostereo import PIPELINE_FILE, ZeroStereoPipeline, encode_prompt_compactly
 
 PIPELINE_SETTINGS = "pipeline.json"  # written beside a trained UNet: the pipeline's settings that training decided
+SHIM_FILE = "pipeline.py"  # what `custom_pipeline=REPOSITORY` loads
+SHIM = f"from .{Path(PIPELINE_FILE).stem} import ZeroStereoPipeline  # noqa: F401\n"
 CARD_TEMPLATE = Path(pipeline_zerostereo.__file__).resolve().parent / "model_card.md"
 
 
@@ -33,14 +35,18 @@ def write_pipeline_folder(
     vae: AutoencoderKL | AutoencoderTiny,
     scheduler: SchedulerMixin,
     depth_estimator: PreTrainedModel | None,
+    text_encoder: CLIPTextModel | None = None,
+    tokenizer: CLIPTokenizer | None = None,
     dtype: torch.dtype = torch.float16,
     link_pipeline_file: bool = False,
+    sources: dict[str, str] | None = None,
+    card: str | None = None,
     **configuration: Any,
 ) -> Path:
     """Write a publishable pipeline folder, complete or not at all.
 
-    The depth model's config.json says float32 whatever the files hold, because transformers loads the stored dtype
-    and rounded depth moves pixels. The components are copied before they are cast.
+    The config.json of the depth model (and of the text encoder) says float32 whatever the files hold, because
+    transformers loads the stored dtype and rounded depth moves pixels. The components are copied before they are cast.
 
     Args:
         directory: folder to make; must not exist.
@@ -48,9 +54,14 @@ def write_pipeline_folder(
         vae: as in `ZeroStereoPipeline`.
         scheduler: as in `ZeroStereoPipeline`.
         depth_estimator: as in `ZeroStereoPipeline`.
+        text_encoder: as in `ZeroStereoPipeline`.
+        tokenizer: as in `ZeroStereoPipeline`.
         dtype: of the stored weights.
         link_pipeline_file: put a relative link to this checkout's pipeline file instead of a copy; for folders that
             stay in the repository.
+        sources: where networks were published, by component name, such as "org/repo@commit"; written into their
+            config.json. Where a component was loaded from on this machine is never written.
+        card: text of the folder's README.md; None = none.
         configuration: the other arguments of `ZeroStereoPipeline`.
 
     Returns:
@@ -62,26 +73,80 @@ def write_pipeline_folder(
     directory = Path(directory)
     if directory.exists():
         raise FileExistsError(f"`directory` must not exist yet; got {directory}.")
-    networks: dict[str, Any] = {
-        name: None if network is None else _cast_copy(network, dtype)
-        for name, network in (("unet", unet), ("vae", vae), ("depth_estimator", depth_estimator))
-    }
-    pipe = ZeroStereoPipeline(scheduler=scheduler, **networks, **configuration)
+    given = {"unet": unet, "vae": vae, "depth_estimator": depth_estimator, "text_encoder": text_encoder}
+    networks: dict[str, Any] = {name: copy.deepcopy(network) for name, network in given.items()}
+    pipe = ZeroStereoPipeline(scheduler=scheduler, tokenizer=tokenizer, **networks, **configuration)
+    for network in networks.values():
+        if network is not None:
+            cast(network, dtype)
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipe.save_pretrained(partial)
-    if depth_estimator is not None:
-        _edit_config(partial / "depth_estimator", dtype="float32")
-    for name in ("unet", "vae"):
-        _edit_config(partial / name, _name_or_path=None)  # where it was loaded from, on this machine
-    if isinstance(vae, AutoencoderTiny):
-        _edit_config(partial / "vae", block_out_channels=None)  # diffusers writes it and warns when it reads it
-    if link_pipeline_file:
-        source = Path(pipeline_zerostereo.__file__).resolve()
-        (partial / PIPELINE_FILE).unlink()
-        (partial / PIPELINE_FILE).symlink_to(os.path.relpath(source, directory.resolve()))
-    partial.rename(directory)
+    try:
+        pipe.save_pretrained(partial)
+        for name in (name for name, network in networks.items() if network is not None):
+            _edit_config(partial / name, _name_or_path=(sources or {}).get(name))
+        for name in (name for name in ("depth_estimator", "text_encoder") if networks[name] is not None):
+            _edit_config(partial / name, dtype="float32")
+        if isinstance(vae, AutoencoderTiny):
+            _edit_config(partial / "vae", block_out_channels=None)  # diffusers writes it and warns when it reads it
+        if link_pipeline_file:
+            source = Path(pipeline_zerostereo.__file__).resolve()
+            (partial / PIPELINE_FILE).unlink()
+            (partial / PIPELINE_FILE).symlink_to(os.path.relpath(source, directory.resolve()))
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return directory
+
+
+def write_card_folder(directory: str | Path, card: str) -> Path:
+    """Write a folder without weights: the card, and the two code files that load a folder with weights.
+
+    Raises:
+        FileExistsError: `directory` exists.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"`directory` must not exist yet; got {directory}.")
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        shutil.copyfile(pipeline_zerostereo.__file__, partial / PIPELINE_FILE)
+        (partial / SHIM_FILE).write_text(SHIM, encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return directory
+
+
+def embed_empty_prompt(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, dtype: torch.dtype, name: str, revision: str
+) -> dict[str, Any]:
+    """Embed the empty prompt as a folder with this text encoder would, for a folder without it.
+
+    Args:
+        text_encoder: float32.
+        tokenizer: its tokenizer.
+        dtype: in which the folder stores weights; they are rounded to it before the embedding is calculated in
+            float32, so that a folder with the text encoder gives the same bits.
+        name: id of the text encoder.
+        revision: commit of its repository.
+
+    Returns:
+        As `encode_prompt_compactly`.
+    """
+    rounded = copy.deepcopy(text_encoder).eval()
+    cast(rounded, dtype)
+    cast(rounded, torch.float32)
+    parts: dict[str, Any] = {"unet": None, "vae": None, "scheduler": None}  # none of them sees the prompt
+    pipe = ZeroStereoPipeline(text_encoder=rounded, tokenizer=tokenizer, **parts)
+    return encode_prompt_compactly(pipe.encode_empty_prompt()[0], name, revision)
 
 
 def render_card(values: dict[str, Any], template: Path = CARD_TEMPLATE) -> str:
@@ -108,13 +173,11 @@ def render_card(values: dict[str, Any], template: Path = CARD_TEMPLATE) -> str:
     return ModelCard.from_template(data, template_path=str(template), **texts).content.rstrip() + "\n"
 
 
-def _cast_copy(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Return a copy with its floating-point parameters and buffers in `dtype`."""
-    network = copy.deepcopy(network)
+def cast(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast the floating-point parameters and buffers of a network in place, also those that `to` leaves alone."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
-    return network
 
 
 def _edit_config(component: Path, **changes: str | None) -> None:
