@@ -2,17 +2,21 @@
 """Publishable folders: half precision that arrives as float32, links, cards, settings that are read."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors import safe_open
+from transformers import AutoModelForDepthEstimation
 
 import pipeline_zerostereo
 from pipeline_zerostereo import ZeroStereoPipeline
 from tests.tiny_components import (
     configured_prompt,
+    embedded_pipeline,
     make_depth_anything,
     make_sample_ddim,
     make_tiny_autoencoder,
@@ -45,6 +49,79 @@ def test_half_precision_files_arrive_as_float32_networks(tmp_path, caplog):
         for key, value in given.state_dict().items():
             torch.testing.assert_close(loaded.state_dict()[key], value.half().float(), rtol=0, atol=0)
     assert list(tmp_path.iterdir()) == [folder], "no partial folder stays behind"
+
+
+DEFAULT_HALF = {"default": torch.float16, "depth_estimator": torch.float32}
+HALF_WARNING = (
+    "`depth_estimator` is in torch.float16: rounded depth moves pixels. Load with "
+    'dtype={"default": torch.float16, "depth_estimator": torch.float32} to keep it in float32.'
+)
+
+
+def load_by_class(folder, **named):
+    return ZeroStereoPipeline.from_pretrained(folder, **named)
+
+
+def load_by_folder(folder, **named):
+    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **named)
+
+
+@pytest.fixture
+def warnings_of_the_pipeline():
+    """Collect what both copies of the pipeline file log: diffusers' loggers do not reach the root."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    loggers = [logging.getLogger(name) for name in ("pipeline_zerostereo", "diffusers_modules", "diffusers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield records
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("load", [load_by_class, load_by_folder])
+@pytest.mark.parametrize(
+    ("dtype", "unet_dtype", "depth_dtype"),
+    [
+        (None, torch.float32, torch.float32),
+        (DEFAULT_HALF, torch.float16, torch.float32),
+        ({"unet": torch.bfloat16}, torch.bfloat16, torch.float32),
+        (torch.float16, torch.float16, torch.float16),
+    ],
+    ids=["none", "default and depth", "unet", "everything"],
+)
+def test_depth_arrives_in_float32_or_a_warning_names_the_cure(
+    tmp_path, warnings_of_the_pipeline, load, dtype, unet_dtype, depth_dtype
+):
+    folder = write_pipeline_folder(tmp_path / "weights", **tiny_parts(), empty_prompt_embeds=configured_prompt())
+    with safe_open(folder / "depth_estimator" / "model.safetensors", "pt") as tensors:
+        assert {tensors.get_slice(key).get_dtype() for key in tensors.keys()} == {"F16"}, "stored in half precision"
+    pipe = load(folder, **({} if dtype is None else {"dtype": dtype}))
+    assert {parameter.dtype for parameter in pipe.depth_estimator.parameters()} == {depth_dtype}
+    assert {parameter.dtype for parameter in pipe.unet.parameters()} == {unet_dtype}
+    expected = [HALF_WARNING] if depth_dtype == torch.float16 else []
+    messages = [record.getMessage() for record in warnings_of_the_pipeline]
+    assert [message for message in messages if "depth" in message] == expected
+
+
+def test_what_is_passed_into_the_constructor_is_not_cast():
+    network = make_depth_anything().half()
+    pipe = embedded_pipeline(depth_estimator=network)
+    assert pipe.depth_estimator is network and network.dtype == torch.float16
+
+
+def test_sources_and_card_are_written_and_no_path_of_this_machine(tmp_path):
+    make_depth_anything().save_pretrained(tmp_path / "loaded")
+    parts = {
+        **tiny_parts(),
+        "depth_estimator": AutoModelForDepthEstimation.from_pretrained(tmp_path / "loaded"),
+    }
+    folder = write_pipeline_folder(tmp_path / "out", **parts, sources={"vae": "org/repo@0f"}, card="# Card\n")
+    assert (folder / "README.md").read_text() == "# Card\n"
+    assert json.loads((folder / "vae" / "config.json").read_text())["_name_or_path"] == "org/repo@0f"
+    for name in ("unet", "depth_estimator"):
+        assert "_name_or_path" not in json.loads((folder / name / "config.json").read_text()), name
 
 
 def test_a_folder_in_the_repository_links_the_pipeline_file(tmp_path):
@@ -82,6 +159,8 @@ def test_the_export_command_assembles_a_loadable_folder(tmp_path, capsys):
     assert not [file for file in output.rglob("*.json") if str(tmp_path) in file.read_text()], (
         "no path of this machine"
     )
+    card = (output / "README.md").read_text()
+    assert "none is stated here" in card and '| `masked_fill` | "background" |' in card
     config = ZeroStereoPipeline.from_pretrained(output).config
     assert (config.default_num_inference_steps, config.default_depth_resolution) == (3, 168)
     assert (config.masked_fill, config.latent_mask_reduction) == ("background", "nearest")

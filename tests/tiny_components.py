@@ -19,6 +19,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
+    BeitConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -150,21 +151,22 @@ def make_recorded_depth_anything() -> DepthAnythingForDepthEstimation:
 
 
 def make_dpt() -> DPTForDepthEstimation:
-    """DPT on a plain vision transformer, as MiDaS 3 has it: patch 16, inverse depth around 2.
-
-    The transformers class resizes its position table only for one picture size, that of the configuration.
-    """
-    config = DPTConfig(
+    """DPT on BEiT, as MiDaS 3.1 has it: patch 16, inverse depth around 2, pictures of any aspect ratio."""
+    backbone = BeitConfig(
         hidden_size=16,
         num_hidden_layers=4,
         num_attention_heads=2,
         intermediate_size=32,
         image_size=64,
         patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        is_hybrid=False,
+        use_mask_token=False,
+        use_absolute_position_embeddings=False,
+        use_relative_position_bias=True,
+        reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = DPTConfig(
+        backbone_config=backbone, hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False
     )
     network = fill_by_rule(DPTForDepthEstimation(config))
     nn.init.constant_(network.head.head[4].bias, 2.0)
@@ -226,6 +228,56 @@ def embedded_pipeline(**changes: Any) -> ZeroStereoPipeline:
         "empty_prompt_embeds": configured_prompt(),
     }
     return quiet(ZeroStereoPipeline(**{**arguments, **changes}))
+
+
+DEPTH_ANYTHING_PROCESSOR = {
+    "image_processor_type": "DPTImageProcessor",
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "ensure_multiple_of": 14,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "keep_aspect_ratio": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"height": 518, "width": 518},
+}
+DPT_PROCESSOR = {
+    **DEPTH_ANYTHING_PROCESSOR,
+    "ensure_multiple_of": 1,
+    "image_mean": [0.5, 0.25, 0.75],
+    "image_std": [0.5, 0.625, 0.125],
+    "size": {"height": 512, "width": 384},
+}
+GLPN_PROCESSOR = {
+    "image_processor_type": "GLPNImageProcessor",
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 2,
+    "size_divisor": 32,
+}
+
+
+def write_depth_model(folder: Path, network: nn.Module, processor: dict[str, Any] | None) -> Path:
+    """Save a depth model as its repository holds it: config, weights, and preprocessor_config.json."""
+    network.save_pretrained(folder)
+    if processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    return folder
+
+
+def write_base(folder: Path, layout: str = "StereoGen") -> Path:
+    """Save the five parts as the published weights hold them: in StereoGen/, or in the folder itself."""
+    for name, part in {
+        "unet": make_unet(),
+        "vae": make_kl_autoencoder(),
+        "scheduler": make_ddim(),
+        "text_encoder": make_text_encoder(),
+    }.items():
+        part.save_pretrained(folder / layout / name)
+    make_tokenizer(folder / layout / "tokenizer").save_pretrained(folder / layout / "tokenizer")
+    return folder
 
 
 def quiet(pipeline: ZeroStereoPipeline) -> ZeroStereoPipeline:

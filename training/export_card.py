@@ -96,8 +96,8 @@ def export_card(
         "repo_id": repo_id,
         "picture": "",
         "configuration": _configuration_table(settings),
-        "training": "Nothing was trained for this folder: each part is as its authors published it, "
-        "in the precision that the files have.",
+        "training": "Nothing was trained for this folder: each part is as its authors published it, stored in half "
+        "precision unless the command above says `--full-precision`.",
         "figures": "None: the project measured nothing on these weights.",
         "limits": "What else these weights do well or badly is not known to the project.",
         "part_licences": _licence_section(parts),
