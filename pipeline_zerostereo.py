@@ -32,17 +32,42 @@ import base64
 import binascii
 import functools
 import importlib
+import importlib.metadata
 import inspect
 import io
 import json
 import math
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# diffusers 0.40.0 is the first that reads `dtype=`: older ones ignore it and load float32. It needs huggingface-hub
+# 1.23, which transformers accepts from 5.0.0 on.
+MIN_DIFFUSERS = "0.40.0"
+MIN_TRANSFORMERS = "5.0.0"
+
+
+def _check_version(package: str, needed: str) -> None:
+    """Raise an ImportError that says what to install where `package` is older than `needed`."""
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return  # not installed, as the import below says; or a source tree on the path, which tells no version
+    numbers = [*map(int, re.findall(r"\d+", found)), 0, 0, 0][:3]
+    if numbers < [*map(int, needed.split("."))]:
+        raise ImportError(
+            f"ZeroStereo needs {package} >= {needed}; found {found}. "
+            f'Run: python -m pip install --upgrade "{package}>={needed}"'
+        )
+
+
+_check_version("diffusers", MIN_DIFFUSERS)  # before the imports that would fail, or worse, succeed
+_check_version("transformers", MIN_TRANSFORMERS)
 
 import numpy as np
 import PIL.Image
@@ -84,6 +109,14 @@ POSITION_OFFSET = 0.1  # patches added to each side of the picture where DINOv2 
 COMPACT_PROMPT_KEYS = ("base64", "dtype", "revision", "shape", "text_encoder")
 
 PIPELINE_FILE = "pipeline_zerostereo.py"  # name that the Hub loads, beside model_index.json
+SHIM_FILE = "pipeline.py"  # name that `custom_pipeline="<folder or repository>"` loads
+SHIM = '''# SPDX-License-Identifier: Apache-2.0
+"""Loaded by `custom_pipeline="<this folder or repository>"`; the pipeline is in the file beside it."""
+
+from .pipeline_zerostereo import ZeroStereoPipeline
+
+__all__ = ["ZeroStereoPipeline"]
+'''
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2420,16 +2453,17 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     # --- saving and loading: a saved folder carries this file; the class loads it without running the folder's ---
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write model_index.json in the form that the Hub loads, and this file beside it.
+        """Write model_index.json in the form that the Hub loads, and this file and its shim beside it.
 
         `save_pretrained` calls this last, before an upload. A link that leads to the
         same text is kept; what it leads to is never written.
         """
         super().save_config(save_directory, push_to_hub=False, **kwargs)
-        source = Path(inspect.getfile(ZeroStereoPipeline))
-        target = Path(save_directory) / PIPELINE_FILE
-        if not (target.exists() and target.read_bytes() == source.read_bytes()):
-            _write_file(target, source.read_text(encoding="utf-8"))
+        source = Path(inspect.getfile(ZeroStereoPipeline)).read_text(encoding="utf-8")
+        for name, text in ((PIPELINE_FILE, source), (SHIM_FILE, SHIM)):
+            target = Path(save_directory) / name
+            if not (target.exists() and target.read_text(encoding="utf-8") == text):
+                _write_file(target, text)
         index = Path(save_directory) / self.config_name
         config = json.loads(index.read_text(encoding="utf-8"))
         config["_class_name"] = [Path(PIPELINE_FILE).stem, "ZeroStereoPipeline"]

@@ -122,7 +122,8 @@ def saved(pipe, tmp_path_factory) -> Path:
 
 def test_saved_folder_holds_everything_that_a_loader_needs(saved, pipe):
     components = {"unet", "vae", "scheduler", "depth_estimator", "text_encoder", "tokenizer"}
-    assert entries(saved) == components | {"model_index.json", "pipeline_zerostereo.py"}
+    assert entries(saved) == components | {"model_index.json", "pipeline_zerostereo.py", "pipeline.py"}
+    assert (saved / "pipeline.py").read_text(encoding="utf-8") == pipeline_zerostereo.SHIM
     assert (saved / "pipeline_zerostereo.py").read_bytes() == PIPELINE_FILE.read_bytes()
     index = read_index(saved)
     assert index["_class_name"] == ["pipeline_zerostereo", "ZeroStereoPipeline"]

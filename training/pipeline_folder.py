@@ -20,11 +20,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 import pipeline_zerostereo
-from pipeline_zerostereo import PIPELINE_FILE, ZeroStereoPipeline, encode_prompt_compactly
+from pipeline_zerostereo import PIPELINE_FILE, SHIM, SHIM_FILE, ZeroStereoPipeline, encode_prompt_compactly
 
 PIPELINE_SETTINGS = "pipeline.json"  # written beside a trained UNet: the pipeline's settings that training decided
-SHIM_FILE = "pipeline.py"  # what `custom_pipeline=REPOSITORY` loads
-SHIM = f"from .{Path(PIPELINE_FILE).stem} import ZeroStereoPipeline  # noqa: F401\n"
 CARD_TEMPLATE = Path(pipeline_zerostereo.__file__).resolve().parent / "model_card.md"
 
 
