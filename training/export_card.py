@@ -18,9 +18,9 @@ LICENCE_LINKS = {
 USE_RESTRICTIONS = (
     "Use of these weights is restricted. Their licence, CreativeML Open RAIL++-M, allows commercial use but forbids "
     "some purposes, among them breaking the law, harming or exploiting minors, spreading falsehoods meant to harm, "
-    "spreading personal data to harm someone, defaming or harassing people, exploiting the vulnerable, fully automated "
-    "decisions about people's rights, discrimination, medical advice, and predictions for justice, law enforcement or "
-    "asylum. Whoever passes on the weights, or weights derived from them, "
+    "spreading personal data to harm someone, defaming or harassing people, exploiting the vulnerable, "
+    "fully automated decisions about people's rights, discrimination, medical advice, and predictions for justice, "
+    "law enforcement or asylum. Whoever passes on the weights, or weights derived from them, "
     "has to pass on these restrictions too. The binding list is attachment A of the "
     f"[licence]({LICENCE_LINKS['openrail++']})."
 )
