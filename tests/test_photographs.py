@@ -262,8 +262,12 @@ def test_public_steps_take_profiles(profile):
 
 
 @pytest.fixture
-def heic(tmp_path: Path, require) -> Path:
+def heic(tmp_path: Path, require, monkeypatch) -> Path:
     pillow_heif = require("pillow_heif")
+    # Other libraries, imageio among them, register pillow-heif in Pillow when they are imported.
+    PIL.Image.preinit()
+    monkeypatch.setattr(PIL.Image, "ID", [name for name in PIL.Image.ID if name not in ("HEIF", "AVIF")])
+    monkeypatch.setattr(PIL.Image, "OPEN", {name: PIL.Image.OPEN[name] for name in PIL.Image.ID})
     path = tmp_path / "photo.heic"
     picture = PIL.Image.new("RGB", (64, 32), (200, 10, 20))
     picture.paste((20, 10, 200), (32, 0, 64, 32))
