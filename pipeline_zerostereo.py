@@ -94,13 +94,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PIPELINE_FILE = "pipeline_zerostereo.py"  # name that the Hub loads, beside model_index.json
 SHIM_FILE = "pipeline.py"  # name that `custom_pipeline="<folder or repository>"` loads
-SHIM = '''# SPDX-License-Identifier: Apache-2.0
-"""Loaded by `custom_pipeline="<this folder or repository>"`; the pipeline is in the file beside it."""
-
-from .pipeline_zerostereo import ZeroStereoPipeline
-
-__all__ = ["ZeroStereoPipeline"]
-'''
+# No line here may begin with its import: the loader would read that as this file's own and fetch it without end.
+SHIM = (
+    "# SPDX-License-Identifier: Apache-2.0\n"
+    '"""Loaded by `custom_pipeline="<this folder or repository>"`; the pipeline is in the file beside it."""\n\n'
+    "from .pipeline_zerostereo import ZeroStereoPipeline\n\n"
+    '__all__ = ["ZeroStereoPipeline"]\n'
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
