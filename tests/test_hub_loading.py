@@ -103,12 +103,10 @@ for arguments in ({}, {"custom_pipeline": "me/zerostereo"}):
         assert "trust_remote_code=True" in str(error), error
     else:
         raise AssertionError(arguments)
-"""
 
-OWN_CLASS = """
+# The class that is there already runs itself, and nothing of the repository.
 from pipeline_zerostereo import ZeroStereoPipeline
-pipe = load_and_run("own", "me/zerostereo", cls=ZeroStereoPipeline, revision="v1")
-assert type(pipe) is ZeroStereoPipeline
+assert type(load_and_run("own", "me/zerostereo", cls=ZeroStereoPipeline, revision="v1")) is ZeroStereoPipeline
 """
 
 # Every form that runs the repository's code, so that the cache holds what they need.
@@ -189,14 +187,9 @@ def test_one_line_loads_the_published_pipeline(hub, folder, tmp_path):
 
 
 def test_names_repositories_revisions_and_variants(hub, folder, tmp_path):
-    hub.run_python(COMMON + FORMS, folder, home=tmp_path / "home")
-    for name in ("name", "variant", "repository"):
+    hub.run_python(COMMON + FORMS, folder, home=tmp_path / "home", PYTHONPATH=str(ROOT))
+    for name in ("name", "variant", "repository", "own"):
         assert_expected_pair(folder, name)
-
-
-def test_own_class_needs_no_trust(hub, folder, tmp_path):
-    hub.run_python(COMMON + OWN_CLASS, folder, home=tmp_path / "home", PYTHONPATH=str(ROOT))
-    assert_expected_pair(folder, "own")
 
 
 def test_without_network_the_folder_and_the_own_class_load(hub, folder, tmp_path):

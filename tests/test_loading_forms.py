@@ -177,7 +177,7 @@ def test_remote_code_can_be_switched_off(folder):
 
 
 def test_the_loader_finds_the_imports_that_it_must_copy(folder):
-    """It looks for them with a pattern, in strings too; from the Hub, a file that names itself is fetched endlessly."""
+    """It looks for them with a pattern, in strings too; from the Hub, a file naming itself is fetched without end."""
     assert get_relative_imports(PIPELINE_FILE) == []
     assert get_relative_imports(folder / "saved" / "pipeline.py") == ["pipeline_zerostereo"]
 
