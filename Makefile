@@ -16,9 +16,14 @@ PIP_INSTALL = $(VENV_PYTHON) -m pip install $(PIP_ARGS)
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+VENVS := .venv-minimal .venv-oldest
+
+# Ends a recipe whose interpreter is too old.
+check_python = @$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " \
+	+ sys.version.split()[0] + ": choose one with PYTHON=" if sys.version_info < (3, 11) else 0)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint clean
+.PHONY: help demo test quick lint venvs clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -47,13 +52,14 @@ lint: $(INSTALLED_DEV)  ## check style and types only
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m basedpyright --pythonpath $(VENV_PYTHON)
 
-clean:  ## remove .venv, out and caches
-	rm -rf .venv out .pytest_cache .ruff_cache
+venvs: $(VENVS:=/.installed)  ## install the bare and the oldest libraries that the weights are tested with
+
+clean:  ## remove .venv, the environments of venvs, out and caches
+	rm -rf .venv $(VENVS) out .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] \
-	+ ": choose one with PYTHON=" if sys.version_info < (3, 11) else 0)'
+	$(check_python)
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
@@ -63,4 +69,12 @@ $(INSTALLED): $(CREATED) requirements.txt
 
 $(INSTALLED_DEV): $(INSTALLED) requirements-training.txt requirements-extras.txt requirements-dev.txt
 	$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+# Made anew when its list changes, for what is no longer on the list must not stay.
+.venv-%/.installed: requirements-%.txt
+	$(check_python)
+	rm -rf .venv-$*
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install $(PIP_ARGS) -r $<
 	@touch $@

@@ -110,13 +110,11 @@ COMPACT_PROMPT_KEYS = ("base64", "dtype", "revision", "shape", "text_encoder")
 
 PIPELINE_FILE = "pipeline_zerostereo.py"  # name that the Hub loads, beside model_index.json
 SHIM_FILE = "pipeline.py"  # name that `custom_pipeline="<folder or repository>"` loads
-# One string per line: the Hub's loader takes any line that begins with `from .` for an import of this very file.
+# No line here may begin with its import: the loader would read that as this file's own and fetch it without end.
 SHIM = (
     "# SPDX-License-Identifier: Apache-2.0\n"
-    '"""Loaded by `custom_pipeline="<this folder or repository>"`; the pipeline is in the file beside it."""\n'
-    "\n"
-    "from .pipeline_zerostereo import ZeroStereoPipeline\n"
-    "\n"
+    '"""Loaded by `custom_pipeline="<this folder or repository>"`; the pipeline is in the file beside it."""\n\n'
+    "from .pipeline_zerostereo import ZeroStereoPipeline\n\n"
     '__all__ = ["ZeroStereoPipeline"]\n'
 )
 

@@ -112,9 +112,21 @@ def test_pip_arguments_and_folder_of_the_environment_can_be_chosen(checkout: Che
     assert not (checkout.folder / ".venv").exists()
 
 
+def test_environments_apart_are_made_once_and_anew_when_their_list_changes(checkout: Checkout):
+    assert installs(checkout.make("venvs")) == ["requirements-minimal.txt", "requirements-oldest.txt"]
+    assert checkout.make("venvs") == []
+    (checkout.folder / ".venv-oldest" / "left-over").touch()
+    stamp = (checkout.folder / ".venv-oldest" / ".installed").stat().st_mtime_ns
+    os.utime(checkout.folder / "requirements-oldest.txt", ns=(stamp + 1, stamp + 1))
+    calls = checkout.make("venvs", "PIP_ARGS=--no-index")
+    assert calls[1:] == ["-m venv .venv-oldest", "-m pip install --no-index -r requirements-oldest.txt"]
+    assert not (checkout.folder / ".venv-oldest" / "left-over").exists()
+
+
 def test_clean_leaves_the_checkout_as_it_was(checkout: Checkout):
     before = {path.name for path in checkout.folder.iterdir()}
     checkout.make("demo")
+    checkout.make("venvs")
     (checkout.folder / "out").mkdir()
     (checkout.folder / "training" / "__pycache__").mkdir(parents=True)
     checkout.make("clean")

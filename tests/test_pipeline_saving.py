@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.dynamic_modules_utils import get_relative_imports
 
 import pipeline_zerostereo
 from pipeline_zerostereo import ZeroStereoPipeline
@@ -272,8 +271,3 @@ def test_folder_loads_in_fresh_processes_and_gives_the_same_pair(saved, pipe, tm
                 np.testing.assert_allclose(
                     found[field], expected[field], rtol=0, atol=1e-6, err_msg=f"{name}: {field}"
                 )
-
-
-def test_pipeline_file_has_no_line_that_loaders_take_for_a_relative_import():
-    """The library searches the text, not the syntax: a match would make the file import itself without end."""
-    assert get_relative_imports(PIPELINE_FILE) == []
