@@ -13,7 +13,7 @@ import pytest
 
 import pipeline_zerostereo
 from tests.loopback_hub import LoopbackHub
-from tests.tiny_components import embedded_pipeline, make_photos, seeded
+from tests.tiny_components import assert_fields_agree, embedded_pipeline, make_photos, seeded
 
 pytestmark = pytest.mark.slow
 
@@ -163,9 +163,7 @@ def hub(folder):
 
 def assert_expected_pair(folder: Path, name: str, tolerance: float = 1e-6) -> None:
     with np.load(folder / "expected.npz") as expected, np.load(folder / f"{name}.npz") as found:
-        assert set(found.files) == set(expected.files)
-        for field in expected.files:
-            np.testing.assert_allclose(found[field], expected[field], rtol=0, atol=tolerance, err_msg=field)
+        assert_fields_agree(found, expected, tolerance, name)
 
 
 def test_published_repository_holds_everything_that_a_loader_needs(hub, folder):

@@ -17,7 +17,7 @@ import pytest
 
 import pipeline_zerostereo
 from pipeline_zerostereo import MIN_DIFFUSERS, MIN_TRANSFORMERS, ZeroStereoPipeline
-from tests.tiny_components import make_photos, quiet, seeded
+from tests.tiny_components import assert_fields_agree, make_photos, quiet, seeded
 
 ROOT = Path(pipeline_zerostereo.__file__).parent
 WEIGHTS = ROOT / "weights" / "zerostereo-tiny"
@@ -156,6 +156,4 @@ def test_weights_load_and_run_in_an_environment_of_their_own(tmp_path, expected,
     assert not {"datasets", "opencv-python-headless", "peft", "scipy", "torchvision"} & installed.keys()
     for result in ("loaded", "again"):
         with np.load(tmp_path / f"{result}.npz") as found:
-            assert set(found.files) == set(expected)
-            for field, value in expected.items():
-                np.testing.assert_allclose(found[field], value, rtol=0, atol=1e-5, err_msg=f"{result}: {field}")
+            assert_fields_agree(found, expected, 1e-5, result)

@@ -9,12 +9,13 @@ factor 8 and 4 latent channels, UNet with 9 input channels, text encoder, DDIM t
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
@@ -351,3 +352,17 @@ def formula_pipeline(formula: Any, **changes: Any) -> ZeroStereoPipeline:
         "default_depth_resolution": 0,
     }
     return embedded_pipeline(depth_estimator=FormulaDepth(formula), **{**plain, **changes})
+
+
+def assert_fields_agree(
+    found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float, name: str = ""
+) -> None:
+    """Two outputs, as "np" or read from .npz files, agree in every field, numbers within a tolerance."""
+    assert set(found) == set(expected), name
+    for field in expected:
+        if field == "target_view":  # a word
+            assert str(found[field]) == str(expected[field]), name
+        else:
+            np.testing.assert_allclose(
+                found[field], expected[field], rtol=0, atol=tolerance, err_msg=f"{name}: {field}"
+            )
