@@ -1218,7 +1218,8 @@ PNG16_SCALE = 256.0  # codes per px of a 16-bit disparity PNG, halved until the 
 WIGGLE_FRAME_MS = 150  # how long a wigglegram shows each view
 GIF_TICK_MS = 10  # GIF counts time in hundredths of a second
 SHORTEST_FRAME_MS = 20  # browsers slow shorter frames of a GIF down to 100 ms
-WEBP_LARGEST_SIDE = 16383  # px, limit of the format
+JPEG_LARGEST_SIDE, GIF_LARGEST_SIDE = 65500, 65535  # px, of the encoders
+WEBP_LARGEST_SIDE, MP4_LARGEST_SIDE = 16383, 16384  # px
 MP4_QUALITY = 8  # of imageio's 0 to 10
 
 MPO_DISPARITY_TYPE = 0x020002  # "Multi-Frame Image (Disparity)" of CIPA DC-007, 5.2.3.3.1
@@ -1227,7 +1228,7 @@ MPO_REPRESENTATIVE_FLAG = 1 << 29  # the one that a viewer without stereo shows
 SCALE_BAR_BACKGROUND, SCALE_BAR_INK = (255, 255, 255), (30, 30, 30)
 SCALE_BAR_SMALLEST_WIDTH = 160  # px that the scale bar needs to be read; narrower maps get white margins
 
-MAX_DEPTH_RATIO = 4.0  # points farther than this times the nearest are left out of a point cloud
+MAX_DEPTH_RATIO = 3.0  # a point cloud ends at this times the distance of its nearest point
 
 
 class PointCloud(NamedTuple):
@@ -1652,11 +1653,15 @@ class StereoImageProcessor:
         if not highest > lowest:
             return [float(f"{lowest:.3g}")]
         power = 10.0 ** math.floor(math.log10((highest - lowest) / most))
+        ticks: list[float] = []
         for step in (power, 2 * power, 5 * power, 10 * power, 20 * power):
             first, last = math.ceil(lowest / step), math.floor(highest / step)
-            if last - first + 1 <= most:
-                return [float(f"{index * step:.6g}") for index in range(first, last + 1)] or [float(f"{lowest:.3g}")]
-        raise AssertionError("20 * power is more than the range divided by `most`")
+            if last < first:
+                break  # a short range between two multiples keeps ticks of the finer step
+            ticks = [float(f"{index * step:.6g}") for index in range(first, last + 1)]
+            if len(ticks) <= most:
+                break
+        return ticks[:most]
 
     # --- files of disparity ---
 
@@ -1899,8 +1904,8 @@ class StereoImageProcessor:
             method: "dubois" = least squares over what the glasses let through, little ghosting; "color" = red of the
                 left, green and blue of the right view; "half_color" = the same with the luma of the left view as red,
                 which flickers less at saturated colours; "optimized" = red from green and blue of the left view,
-                brightened: reds are lost, nothing flickers; "gray" = no colours; "true" = no colours, red and blue
-                only: dark, least ghosting.
+                brightened: reds are lost, hardly anything flickers; "gray" = no colours; "true" = no colours, red and
+                blue only: dark, least ghosting.
             convergence: px, see `converge`.
 
         Returns:
@@ -1943,13 +1948,14 @@ class StereoImageProcessor:
             The bytes of the file, with the colour profile of the left view in both images, if it has one.
 
         Raises:
-            ValueError: a quality outside 1 to 100, or see `converge`.
+            ValueError: a quality outside 1 to 100, views of more than 65500 px a side, or see `converge`.
 
         Source: CIPA DC-007 (Multi-Picture Format).
         """
         if not _is_int(quality) or not 1 <= quality <= 100:
             raise ValueError(f"`quality` must be an integer from 1 to 100; got {quality!r}.")
         left, right = StereoImageProcessor.converge(left_view, right_view, convergence)
+        StereoImageProcessor._check_sides("left_view", left.size, 1, JPEG_LARGEST_SIDE, "MPO")
         file = io.BytesIO()
         left.save(
             file,
@@ -1998,6 +2004,11 @@ class StereoImageProcessor:
             raise ValueError(f"`frame_ms` must be an integer of at least {SHORTEST_FRAME_MS} ms; got {frame_ms!r}.")
 
     @staticmethod
+    def _check_sides(name: str, size: tuple[int, int], least: int, most: int, encoding: str) -> None:
+        if not least <= min(size) <= max(size) <= most:
+            raise ValueError(f"`{name}` must be {least} to {most} px a side for {encoding}; got {size}.")
+
+    @staticmethod
     def _check_loop(loop: int) -> None:
         if not _is_int(loop) or loop < 0:
             raise ValueError(f"`loop` must be an integer >= 0, 0 = for ever; got {loop!r}.")
@@ -2009,7 +2020,7 @@ class StereoImageProcessor:
         GIF knows no colour profiles: frames with one are converted to sRGB.
 
         Args:
-            frames: from `wiggle`.
+            frames: from `wiggle`, at most 65535 px a side.
             frame_ms: how long each frame is shown, a multiple of 10.
             loop: how often it plays, 0 = for ever.
 
@@ -2017,12 +2028,13 @@ class StereoImageProcessor:
             The bytes of the file.
 
         Raises:
-            ValueError: frames that do not fit together, or numbers outside their range.
+            ValueError: frames that do not fit together or are too large, or numbers outside their range.
 
         Degenerate cases: of equal frames in a row the file keeps one, shown for their whole time.
         """
         StereoImageProcessor._check_frames(frames, frame_ms)
         StereoImageProcessor._check_loop(loop)
+        StereoImageProcessor._check_sides("frames", frames[0].size, 1, GIF_LARGEST_SIDE, "GIF")
         if frame_ms % GIF_TICK_MS:
             raise ValueError(f"`frame_ms` must be a multiple of {GIF_TICK_MS} ms for GIF; got {frame_ms}.")
         frames = [StereoImageProcessor._to_srgb(frame, "frames") for frame in frames]
@@ -2056,8 +2068,7 @@ class StereoImageProcessor:
         """
         StereoImageProcessor._check_frames(frames, frame_ms)
         StereoImageProcessor._check_loop(loop)
-        if max(frames[0].size) > WEBP_LARGEST_SIDE:
-            raise ValueError(f"`frames` must be at most {WEBP_LARGEST_SIDE} px a side for WebP; got {frames[0].size}.")
+        StereoImageProcessor._check_sides("frames", frames[0].size, 1, WEBP_LARGEST_SIDE, "WebP")
         if not _is_int(quality) or not 1 <= quality <= 100:
             raise ValueError(f"`quality` must be an integer from 1 to 100; got {quality!r}.")
         file = io.BytesIO()
@@ -2083,7 +2094,7 @@ class StereoImageProcessor:
         the frames are repeated in the file. Frames with a colour profile are converted to sRGB.
 
         Args:
-            frames: from `wiggle`, at least 2 px a side.
+            frames: from `wiggle`, 2 to 16384 px a side.
             frame_ms: how long each frame is shown.
             repeats: how often the frames follow each other.
 
@@ -2092,21 +2103,24 @@ class StereoImageProcessor:
 
         Raises:
             ImportError: imageio or imageio-ffmpeg is not installed.
-            ValueError: frames that do not fit together or are too small, or numbers outside their range.
+            ValueError: frames that do not fit together or are of another size, or numbers outside their range.
+            RuntimeError: the encoder wrote nothing; it says why on stderr.
         """
         StereoImageProcessor._check_frames(frames, frame_ms)
         if not _is_int(repeats) or repeats < 1:
             raise ValueError(f"`repeats` must be an integer of at least 1; got {repeats!r}.")
+        StereoImageProcessor._check_sides("frames", frames[0].size, 2, MP4_LARGEST_SIDE, "MP4")
         width, height = (side - side % 2 for side in frames[0].size)
-        if min(width, height) == 0:
-            raise ValueError(f"`frames` must be at least 2 px a side for MP4; got {frames[0].size}.")
         StereoImageProcessor.require_mp4()
         even = [StereoImageProcessor._to_srgb(frame, "frames").crop((0, 0, width, height)) for frame in frames]
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "wiggle.mp4")
             fps: Any = 1000 / frame_ms  # imageio takes fractions, whatever the annotation says
             export_to_video(even * repeats, path, fps=fps, quality=MP4_QUALITY, macro_block_size=1)
-            return Path(path).read_bytes()
+            encoded = Path(path).read_bytes()
+        if not encoded:
+            raise RuntimeError("The MP4 encoder wrote nothing; its messages on stderr say why.")
+        return encoded
 
     @staticmethod
     def require_mp4() -> None:
@@ -2134,9 +2148,10 @@ class StereoImageProcessor:
 
         Convention: pinhole camera at the origin, its axis through the middle of the picture, axes of glTF: x right,
         y up, z towards the viewer, so what is seen has z < 0. With focal_px = W / 2 / tan(fov / 2), a pixel of
-        disparity d lies at depth -z = focal_px * baseline / d. Pixels without disparity have no finite place:
-        unknown ones are left out, and so are those farther than `max_depth_ratio` times the nearest one, such as the
-        sky, or the farthest parts of a relative map, whose disparity is 0 by definition.
+        disparity d lies at depth -z = focal_px * baseline / d. Pixels of unknown disparity are left out. Those
+        farther than `max_depth_ratio` times the nearest one are put at that depth on their rays, as a backdrop: the
+        sky, and the farthest parts of a relative map, whose disparity is 0 by definition, have no finite place, and a
+        viewer that shows the whole cloud would show a speck.
 
         Args:
             image: the view that the disparity belongs to; its EXIF orientation is applied, and it is converted to
@@ -2146,7 +2161,8 @@ class StereoImageProcessor:
             fov_deg: horizontal field of view of the photograph, in (0, 180). A photograph of 60 degrees that is said
                 to have 30 becomes twice as deep.
             baseline_m: distance of the two cameras; 1 gives positions in units of it, a length in metres gives metres.
-            max_depth_ratio: see above, >= 1; None keeps all points of a disparity above 0.
+            max_depth_ratio: see above, >= 1; None for measured disparity: every point keeps its place, and pixels of
+                disparity 0 are left out.
             max_points: at most that many points are returned, chosen evenly and always the same; None = all.
 
         Returns:
@@ -2165,12 +2181,14 @@ class StereoImageProcessor:
                 f"got {list(maps.shape)}."
             )
         colors = np.asarray(StereoImageProcessor._to_srgb(upright, "image"))  # [H,W,3]
-        values = np.where(np.isfinite(maps[0]), maps[0], 0.0).astype(np.float64)  # [H,W]
+        known = np.isfinite(maps[0])  # [H,W]
+        values = np.where(known, maps[0], 0.0).astype(np.float64)  # [H,W]
         nearest = values.max()
         if not nearest > 0:
             raise ValueError("`disparity` must be above 0 px in at least one pixel; got none.")
-        kept = values > 0 if max_depth_ratio is None else values * max_depth_ratio >= nearest
-        y, x = np.nonzero(kept)
+        if max_depth_ratio is not None:
+            values = np.maximum(values, nearest / max_depth_ratio)
+        y, x = np.nonzero(known & (values > 0))
         if max_points is not None and len(y) > max_points:
             chosen = np.sort(np.random.default_rng(0).permutation(len(y))[:max_points])
             y, x = y[chosen], x[chosen]
@@ -2230,14 +2248,14 @@ class StereoImageProcessor:
     def export_point_cloud_to_glb(cloud: PointCloud) -> bytes:
         """Encode a point cloud as a binary glTF 2.0 file with one mesh of POINTS.
 
-        glTF wants linear colours, so the sRGB values are converted, and stored in 16 bits to lose none of them. The
-        material is unlit, for points have no normals.
+        glTF wants linear colours, so the sRGB values are converted, and stored as float32: 8 bits would lose dark
+        colours, and some readers take 16-bit colours for 8-bit ones. Points have no normals, so the material is unlit.
 
         Args:
             cloud: from `point_cloud`, N >= 1.
 
         Returns:
-            The bytes of the file, 20 a point.
+            The bytes of the file, 24 a point.
 
         Raises:
             ValueError: positions or colors of another shape, or positions that are not finite.
@@ -2250,9 +2268,8 @@ class StereoImageProcessor:
         count = len(positions)
         encoded = np.arange(256) / 255.0
         linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-        colors = np.full((count, 4), 65535, dtype="<u2")  # RGBA: a point's colour fills 4-byte words
-        colors[:, :3] = np.rint(linear * 65535.0)[cloud.colors]
-        binary = positions.tobytes() + colors.tobytes()  # 12 and 8 bytes a point, so both parts are aligned
+        colors = linear.astype("<f4")[cloud.colors]  # [N,3]
+        binary = positions.tobytes() + colors.tobytes()  # 12 bytes a point each, so both parts are aligned
         scene = {
             "asset": {"version": "2.0", "generator": "ZeroStereo"},
             "extensionsUsed": ["KHR_materials_unlit"],
@@ -2264,14 +2281,13 @@ class StereoImageProcessor:
             "accessors": [
                 {
                     "bufferView": 0,
-                    "componentType": 5126,  # float
+                    "componentType": 5126,  # float32
                     "count": count,
                     "type": "VEC3",
                     "min": positions.min(axis=0).tolist(),
                     "max": positions.max(axis=0).tolist(),
                 },
-                # unsigned short
-                {"bufferView": 1, "componentType": 5123, "normalized": True, "count": count, "type": "VEC4"},
+                {"bufferView": 1, "componentType": 5126, "count": count, "type": "VEC3"},
             ],
             "bufferViews": [
                 {"buffer": 0, "byteOffset": 0, "byteLength": positions.nbytes, "target": 34962},
@@ -3128,7 +3144,7 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
-        image: PILImageInput,
+        image: PILImageInput | Photographs,
         *,
         inverse_depth: np.ndarray | Tensor | None = None,
         disparity: np.ndarray | Tensor | None = None,
@@ -3155,7 +3171,7 @@ class ZeroStereoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         r"""Make the other eye's view of each photograph.
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of one of these):
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, a list of one of these, or `Photographs`):
                 Photographs of one size. PIL images of any 8-bit mode or 16-bit grey; see `StereoImageProcessor.load`
                 for the rules on orientation, colour profiles, transparency and frames. Arrays [H,W,3] or [B,H,W,3],
                 tensors [3,H,W] or [B,3,H,W]; uint8 in 0..255, uint16 in 0..65535 or float in [0,1].

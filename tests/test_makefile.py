@@ -94,6 +94,7 @@ def test_an_interrupted_install_is_done_again(checkout: Checkout):
     [
         ("requirements.txt", ["requirements.txt", "requirements-dev.txt"]),
         ("requirements-training.txt", ["requirements-dev.txt"]),
+        ("requirements-extras.txt", ["requirements-dev.txt"]),
         ("requirements-dev.txt", ["requirements-dev.txt"]),
     ],
 )

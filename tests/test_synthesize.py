@@ -30,7 +30,7 @@ EXPECTED_FILES = {
     "hole_mask.png",
     "visible_mask.png",
     "warped.png",
-    "side_by_side.png",
+    "stereo_LR.png",
     "anaglyph.png",
     "result.json",
 }
@@ -87,7 +87,7 @@ def test_a_folder_becomes_complete_results(photos, tmp_path, weights, capsys):
     holes = np.asarray(PIL.Image.open(output / "wide" / "hole_mask.png")) == 255
     warped = np.asarray(PIL.Image.open(output / "wide" / "warped.png"))
     assert holes.any() and np.array_equal(np.asarray(right)[~holes], warped[~holes]), "only holes are invented"
-    side_by_side = np.asarray(PIL.Image.open(output / "wide" / "side_by_side.png"))
+    side_by_side = np.asarray(PIL.Image.open(output / "wide" / "stereo_LR.png"))
     assert np.array_equal(side_by_side[:, :47], np.asarray(left)), "left view on the left"
 
     printed = capsys.readouterr().out
@@ -173,9 +173,9 @@ def test_an_older_result_stays_until_the_new_one_is_complete(tmp_path):
         [picture], map_of_zeros, map_of_zeros, mask, mask, [picture], map_of_zeros, None, None, [picture], "right"
     )
     with pytest.raises(TypeError, match="not JSON serializable"):
-        synthesize.write_result(target, picture, pair, pictures, {"seed": object()})
+        synthesize.write_result(target, pair, pictures, {"seed": object()})
     assert (target / "old").exists()
-    synthesize.write_result(target, picture, pair, pictures, {"seed": 1})
+    synthesize.write_result(target, pair, pictures, {"seed": 1})
     assert {path.name for path in target.iterdir()} == EXPECTED_FILES
     assert [path.name for path in tmp_path.iterdir()] == ["photo"]
 
@@ -224,6 +224,13 @@ def test_the_same_photograph_twice_is_made_once(tmp_path):
         (["--disparity-scale", "1.5"], "--disparity-scale must lie in (0, 1]; got 1.5"),
         (["--steps", "0"], "--steps must be at least 1; got 0"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--format", "LR,png"], "must be names of views, maps, "),
+        (["--format", "LR,png"], "default or all, separated by commas; got 'png'"),
+        (["--format", ""], "separated by commas; got ''"),
+        (["--format", "ply,LR"], "--fov-deg must be given for the point clouds ply; got none"),
+        (["--format", "all"], "--fov-deg must be given for the point clouds ply, glb; got none"),
+        (["--fov-deg", "180"], "--fov-deg must lie in (0, 180); got 180.0"),
+        (["--convergence", "2.5"], "invalid int value: '2.5'"),
         pytest.param(
             ["--device", "cuda"],
             "--device must be there; got cuda, and this torch sees no CUDA device",
@@ -294,7 +301,7 @@ def test_out_of_memory_refuses_that_photograph_only(photos, tmp_path, weights, c
     whole = synthesize.ZeroStereoPipeline.__call__
 
     def hungry(pipe, image, **arguments):
-        if image.shape[-1] == 47:
+        if image.pixels.shape[-1] == 47:
             raise torch.OutOfMemoryError("no memory")
         return whole(pipe, image, **arguments)
 
@@ -313,3 +320,247 @@ def test_weights_that_are_not_there_are_named(photos, tmp_path, capsys):
     assert run(photos, "--output", tmp_path / "out", "--weights", tmp_path / "nowhere") == 2
     assert "--weights must be a pipeline folder or a reachable Hub id; got " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+FILES_OF_FORMATS = {
+    "views": {"left.png", "right.png"},
+    "maps": {"disparity.png", "confidence.png", "hole_mask.png", "visible_mask.png", "warped.png"},
+    "disparity_color": {"disparity_color.png"},
+    "tiff": {"disparity.tiff"},
+    "pfm": {"disparity.pfm"},
+    "LR": {"stereo_LR.png"},
+    "RL": {"stereo_RL.png"},
+    "SBS_half": {"stereo_SBS_half.png"},
+    "RL_half": {"stereo_RL_half.png"},
+    "TB": {"stereo_TB.png"},
+    "TB_half": {"stereo_TB_half.png"},
+    "mpo": {"stereo.mpo"},
+    "anaglyph": {"anaglyph.png"},
+    "anaglyph_color": {"anaglyph_color.png"},
+    "anaglyph_half_color": {"anaglyph_half_color.png"},
+    "anaglyph_optimized": {"anaglyph_optimized.png"},
+    "anaglyph_gray": {"anaglyph_gray.png"},
+    "anaglyph_true": {"anaglyph_true.png"},
+    "wiggle_gif": {"wiggle.gif"},
+    "wiggle_webp": {"wiggle.webp"},
+    "wiggle_mp4": {"wiggle.mp4"},
+    "ply": {"points.ply"},
+    "glb": {"points.glb"},
+}
+
+
+def a_pair(height: int = 6, width: int = 9) -> tuple[PIL.Image.Image, ZeroStereoPipelineOutput]:
+    """A left view and a made-up result of the pipeline."""
+    disparity = np.linspace(0, 3, height * width, dtype=np.float32).reshape(1, height, width)
+    mask = disparity > 2
+    left, right = (
+        PIL.Image.new("RGB", (width, height), (200, 9, 9)),
+        PIL.Image.new("RGB", (width, height), (9, 9, 200)),
+    )
+    return left, ZeroStereoPipelineOutput(
+        [right], disparity, disparity, mask, mask, [right], disparity / 3, None, None, [left], "right"
+    )
+
+
+@pytest.mark.parametrize("name", FILES_OF_FORMATS)
+def test_each_format_writes_its_files_and_help_names_them(name, tmp_path):
+    left, pair = a_pair()
+    written = synthesize.write_result(tmp_path / "photo", pair, StereoImageProcessor(), {}, (name,), fov_deg=60)
+    files = {path.name for path in (tmp_path / "photo").iterdir()}
+    assert files == written.keys() == {*FILES_OF_FORMATS[name], "result.json"}
+    assert all((tmp_path / "photo" / file).stat().st_size > 0 for file in files)
+    assert all(file in synthesize.FORMATS[name] for file in FILES_OF_FORMATS[name])
+
+
+def test_the_tests_know_every_format_and_the_default_is_the_usual_set():
+    assert FILES_OF_FORMATS.keys() == synthesize.FORMATS.keys()
+    usual = set().union(*(FILES_OF_FORMATS[name] for name in synthesize.DEFAULT_FORMATS))
+    assert {*usual, "result.json"} == EXPECTED_FILES
+
+
+def test_formats_are_read_once_each_in_one_order():
+    assert synthesize.read_formats("pfm,LR,pfm,views") == ("views", "pfm", "LR")
+    assert synthesize.read_formats("default") == synthesize.DEFAULT_FORMATS
+    assert synthesize.read_formats("mpo,default") == ("views", "maps", "disparity_color", "LR", "mpo", "anaglyph")
+    assert synthesize.read_formats("all") == tuple(synthesize.FORMATS)
+
+
+def test_every_format_at_once_with_convergence(photos, tmp_path, weights):
+    photo, output = photos / "wide.png", tmp_path / "out"
+    options = ("--format", "all", "--fov-deg", 60, "--convergence", 4, "--disparity-scale", 0.25)
+    assert run(photo, "--output", output, "--weights", weights, *options) == 0
+    folder = output / "wide"
+    assert {path.name for path in folder.iterdir()} == {"result.json"}.union(*FILES_OF_FORMATS.values())
+    left, right = (np.asarray(PIL.Image.open(folder / name)) for name in ("left.png", "right.png"))
+    assert left.shape == (33, 47, 3)
+    of_left, of_right = left[:, 4:], right[:, :-4]
+    for name, wanted in (
+        ("stereo_LR.png", np.concatenate([of_left, of_right], axis=1)),
+        ("stereo_RL.png", np.concatenate([of_right, of_left], axis=1)),
+        ("stereo_TB.png", np.concatenate([of_left, of_right], axis=0)),
+    ):
+        assert np.array_equal(np.asarray(PIL.Image.open(folder / name)), wanted), name
+    sizes = {name: PIL.Image.open(folder / name).size for name in ("stereo_SBS_half.png", "stereo_TB_half.png")}
+    assert sizes == {"stereo_SBS_half.png": (44, 33), "stereo_TB_half.png": (43, 34)}
+    for name in ("anaglyph.png", "anaglyph_true.png", "wiggle.gif", "wiggle.webp", "stereo.mpo"):
+        assert PIL.Image.open(folder / name).size == (43, 33), name
+    codes = np.asarray(PIL.Image.open(folder / "disparity.png")).astype(np.float64)
+    exact = np.asarray(PIL.Image.open(folder / "disparity.tiff"))
+    assert exact.dtype == np.float32 and np.abs((codes - 1) / 256 - exact).max() <= 1 / 512
+    header = (folder / "points.ply").read_bytes()[:80]
+    assert b"element vertex 1551" in header, "one point a pixel"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["request"]["convergence"], result["request"]["fov_deg"]) == (4, 60.0)
+
+
+def test_only_what_is_asked_for_is_written(photos, tmp_path, weights):
+    photo = photos / "wide.png"
+    assert run(photo, "--output", tmp_path / "out", "--weights", weights, "--format", "RL,pfm") == 0
+    folder = tmp_path / "out" / "wide"
+    assert {path.name for path in folder.iterdir()} == {"stereo_RL.png", "disparity.pfm", "result.json"}
+    assert "disparity_png_scale" not in json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--format", "views"], "'formats'"),
+        (["--convergence", "3"], "'convergence'"),
+        (["--format", "ply", "--fov-deg", "50"], "'fov_deg'"),
+    ],
+)
+def test_results_of_other_formats_are_not_taken_for_finished(photos, tmp_path, weights, capsys, change, named):
+    photo, output = photos / "wide.png", tmp_path / "out"
+    before = ("--format", "ply", "--fov-deg", 60) if "ply" in change else ("--format", "LR")
+    run(photo, "--output", output, "--weights", weights, *before)
+    assert run(photo, "--output", output, "--weights", weights, *before) == 0
+    assert (
+        run(photo, "--output", output, "--weights", weights, *(() if "--format" in change else before), *change) == 2
+    )
+    assert f"differs from {photo} in [{named}]: " in capsys.readouterr().err
+
+
+def test_the_field_of_view_matters_for_point_clouds_only(photos, tmp_path, weights):
+    photo, output = photos / "wide.png", tmp_path / "out"
+    run(photo, "--output", output, "--weights", weights, "--format", "LR")
+    assert run(photo, "--output", output, "--weights", weights, "--format", "LR", "--fov-deg", 60) == 0
+
+
+def test_a_photograph_that_a_format_cannot_hold_is_refused_alone(photos, tmp_path, weights, capsys):
+    """wide.png is 47 px wide, tall.png 30."""
+    output = tmp_path / "out"
+    assert run(photos, "--output", output, "--weights", weights, "--format", "LR", "--convergence", -30) == 1
+    errors = capsys.readouterr().err
+    assert "tall.png: --convergence must leave at least one of 30 columns; got -30." in errors
+    assert [path.parent.name for path in output.rglob("result.json")] == ["wide"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("mpo", (65501, 9), "--format mpo must get 1 to 65500 px a side; got 65501 x 9"),
+        ("wiggle_gif", (9, 65536), "--format wiggle_gif must get 1 to 65535 px a side; got 9 x 65536"),
+        ("wiggle_webp", (16384, 9), "--format wiggle_webp must get 1 to 16383 px a side; got 16384 x 9"),
+        ("wiggle_mp4", (16385, 9), "--format wiggle_mp4 must get 2 to 16384 px a side; got 16385 x 9"),
+        ("wiggle_mp4", (9, 1), "--format wiggle_mp4 must get 2 to 16384 px a side; got 9 x 1"),
+    ],
+)
+def test_sides_that_a_format_cannot_hold(name, size, message):
+    options = synthesize.parse_arguments(["photo.png", "--output", "out", "--format", f"views,{name}"])
+    with pytest.raises(ValueError, match=message):
+        synthesize.check_size(*size, options)
+    synthesize.check_size(*size, synthesize.parse_arguments(["photo.png", "--output", "out"]))
+    options = synthesize.parse_arguments(
+        ["photo.png", "--output", "out", "--format", name, "--convergence", str(max(0, size[0] - 1000))]
+    )
+    if size[0] > 1000:
+        synthesize.check_size(*size, options)  # what is left after the convergence counts
+
+
+def test_no_point_cloud_of_a_photograph_without_depth(photos, tmp_path, weights, capsys, monkeypatch):
+    left, pair = a_pair()
+    pair.disparity = np.zeros_like(pair.disparity)
+    with pytest.raises(synthesize.NoDepthError, match="the disparity is 0 px everywhere: its points have no place"):
+        synthesize.write_result(tmp_path / "photo", pair, StereoImageProcessor(), {}, ("ply",), fov_deg=60)
+    assert not (tmp_path / "photo").exists()
+    synthesize.write_result(tmp_path / "photo", pair, StereoImageProcessor(), {})
+    whole = synthesize.make_point_clouds
+
+    def flat_if_wide(pair, *arguments):
+        return whole(a_flat_pair if pair.input_images[0].width == 47 else pair, *arguments)
+
+    a_flat_pair = pair
+    monkeypatch.setattr(synthesize, "make_point_clouds", flat_if_wide)
+    output = tmp_path / "out"
+    assert run(photos, "--output", output, "--weights", weights, "--format", "ply", "--fov-deg", 60) == 1
+    assert "not usable: " + str(photos / "wide.png") in capsys.readouterr().err
+    assert [path.parent.name for path in output.rglob("result.json")] == ["tall"]
+
+
+def test_mp4_without_its_packages_is_refused_before_any_work(capsys, monkeypatch):
+    def missing():
+        raise ImportError("MP4 files need imageio and imageio-ffmpeg")
+
+    monkeypatch.setattr(StereoImageProcessor, "require_mp4", missing)
+    with pytest.raises(SystemExit):
+        synthesize.parse_arguments(["photo.png", "--output", "out", "--format", "wiggle_mp4"])
+    assert "--format wiggle_mp4: MP4 files need imageio and imageio-ffmpeg" in capsys.readouterr().err
+    synthesize.parse_arguments(["photo.png", "--output", "out"])
+
+
+def test_large_point_clouds_are_thinned(tmp_path, monkeypatch):
+    left, pair = a_pair()
+    monkeypatch.setattr(synthesize, "POINT_LIMIT", 10)
+    written = synthesize.write_result(tmp_path / "a", pair, StereoImageProcessor(), {}, ("ply",), fov_deg=60)
+    assert written["points.ply"].startswith("10 points, field of view 60 degrees")
+    assert b"element vertex 10\n" in (tmp_path / "a" / "points.ply").read_bytes()
+
+
+# --- either eye, strength, ways to fill ---
+
+
+def test_both_eyes_have_files_of_their_own(photos, tmp_path, weights):
+    output = tmp_path / "out"
+    arguments = (photos / "wide.png", "--output", output, "--weights", weights, "--max-disparity-px", 12)
+    assert run(*arguments, "--target-view", "both") == 0
+    names = {path.name for path in (output / "wide").iterdir()}
+    masks = {f"{view}_{name}.png" for view in ("left", "right") for name in ("hole_mask", "visible_mask", "warped")}
+    assert names == (EXPECTED_FILES - {"hole_mask.png", "visible_mask.png", "warped.png"}) | masks | {"photo.png"}
+    photo = np.asarray(PIL.Image.open(photos / "wide.png"))
+    assert np.array_equal(np.asarray(PIL.Image.open(output / "wide" / "photo.png")), photo)
+    for view in ("left", "right"):
+        made, warped, hole = (
+            np.asarray(PIL.Image.open(output / "wide" / name))
+            for name in (f"{view}.png", f"{view}_warped.png", f"{view}_hole_mask.png")
+        )
+        assert np.array_equal(made[hole == 0], warped[hole == 0]) and (hole == 255).any()
+    result = json.loads((output / "wide" / "result.json").read_text())
+    assert result["disparity_scale"] == pytest.approx(12 / 47)
+    with pytest.raises(SystemExit):
+        run(*arguments, "--target-view", "middle")
+
+
+def test_the_photograph_as_right_eye_filled_from_the_background(photos, tmp_path, weights):
+    output = tmp_path / "out"
+    arguments = ("--output", output, "--weights", weights, "--target-view", "left", "--fill", "background")
+    assert run(photos / "wide.png", *arguments) == 0
+    left, right = (np.asarray(PIL.Image.open(output / "wide" / name)) for name in ("left.png", "right.png"))
+    assert np.array_equal(right, np.asarray(PIL.Image.open(photos / "wide.png"))) and not np.array_equal(left, right)
+    assert json.loads((output / "wide" / "result.json").read_text())["num_inference_steps"] == 0
+
+
+def test_strengths_and_steps_that_have_no_meaning(photos, tmp_path, capsys):
+    for arguments, message in (
+        (("--max-disparity-px", 0), "--max-disparity-px must be above 0; got 0.0"),
+        (("--max-disparity-px", 9, "--disparity-scale", 0.1), "must not be given beside --disparity-scale"),
+        (("--fill", "background", "--steps", 2), "--steps has no meaning with --fill background"),
+    ):
+        with pytest.raises(SystemExit):
+            run(photos, "--output", tmp_path / "out", *arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_a_strength_beyond_the_width_is_refused_for_that_photograph_alone(photos, tmp_path, weights, capsys):
+    assert run(photos, "--output", tmp_path / "out", "--weights", weights, "--max-disparity-px", 40) == 1
+    assert "--max-disparity-px must be at most the width, 30; got 40" in capsys.readouterr().err
+    assert (tmp_path / "out" / "wide" / "result.json").is_file()
