@@ -46,10 +46,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# diffusers 0.40.0 is the first that reads `dtype=`: older ones ignore it and load float32. It needs huggingface-hub
-# 1.23, which transformers accepts from 5.0.0 on.
+# diffusers 0.40.0 is the first that reads `dtype=`: older ones ignore it and load float32. transformers 5.6.0 is the
+# first that names a text encoder's weights as today's does: older ones take none of them and go on with random ones.
 MIN_DIFFUSERS = "0.40.0"
-MIN_TRANSFORMERS = "5.0.0"
+MIN_TRANSFORMERS = "5.6.0"
 
 
 def _check_version(package: str, needed: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import pipeline_zerostereo
 from pipeline_zerostereo import MIN_DIFFUSERS, MIN_TRANSFORMERS, ZeroStereoPipeline
-from tests.tiny_components import assert_fields_agree, make_photos, quiet, seeded
+from tests.tiny_components import assert_fields_agree, make_photos, official_pipeline, quiet, seeded
 
 ROOT = Path(pipeline_zerostereo.__file__).parent
 WEIGHTS = ROOT / "weights" / "zerostereo-tiny"
@@ -75,6 +75,7 @@ def import_pipeline(*paths: Path) -> subprocess.CompletedProcess:
         ("diffusers", "0.39.0", MIN_DIFFUSERS),
         ("diffusers", "0.9.1.dev0", MIN_DIFFUSERS),
         ("transformers", "4.57.6", MIN_TRANSFORMERS),
+        ("transformers", "5.5.4", MIN_TRANSFORMERS),
     ],
 )
 def test_an_old_version_is_named_before_anything_else_fails(tmp_path, package, found, needed):
@@ -127,9 +128,19 @@ def test_card_requirements_and_constants_agree():
     assert set(oldest) == BARE | {"huggingface-hub"}
 
 
+@pytest.fixture(scope="module", params=["embedded", "with text encoder"])
+def weights(request, tmp_path_factory) -> Path:
+    """The embedded weights, and a folder with tokenizer and text encoder as the installed libraries write them."""
+    if request.param == "embedded":
+        return WEIGHTS
+    folder = tmp_path_factory.mktemp("official")
+    official_pipeline(folder / "vocabulary").save_pretrained(folder / "weights")
+    return folder / "weights"
+
+
 @pytest.fixture(scope="module")
-def expected() -> dict[str, np.ndarray]:
-    pipe = quiet(ZeroStereoPipeline.from_pretrained(WEIGHTS))
+def expected(weights) -> dict[str, np.ndarray]:
+    pipe = quiet(ZeroStereoPipeline.from_pretrained(weights))
     return dict(pipe(photo(), disparity_scale=0.1, generator=seeded(4), output_type="np"))
 
 
@@ -139,14 +150,14 @@ def photo() -> PIL.Image.Image:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["minimal", "oldest"])
-def test_weights_load_and_run_in_an_environment_of_their_own(tmp_path, expected, name):
+def test_weights_load_and_run_in_an_environment_of_their_own(tmp_path, weights, expected, name):
     python = ROOT / f".venv-{name}" / "bin" / "python"
     if not (ROOT / f".venv-{name}" / ".installed").is_file():
         pytest.skip(f"needs the environment .venv-{name}: run `make venvs`")
     photo().save(tmp_path / "photo.png")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     environment.update(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"), OMP_NUM_THREADS="1")
-    command = [str(python), "-c", LOAD_AND_RUN, str(WEIGHTS), str(tmp_path)]
+    command = [str(python), "-c", LOAD_AND_RUN, str(weights), str(tmp_path)]
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "pip install" not in done.stderr, "the loader names packages that the pipeline file does not need"
