@@ -81,6 +81,7 @@ def test_the_exported_default_is_the_official_configuration(tmp_path, depth_anyt
     pipe = load(folder)
     assert (pipe.config.latent_mask_reduction, pipe.config.masked_fill) == ("nearest", "zero")
     assert pipe.config.default_num_inference_steps == 50
+    assert (pipe.config.default_inpaint_resolution, pipe.config.tile_size) == (1024, 512)
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert pipe.text_encoder is None and pipe.tokenizer is None
     assert not (folder / "text_encoder").exists() and not (folder / "tokenizer").exists()
@@ -116,11 +117,13 @@ def test_with_and_without_text_encoder_give_the_same_bits(tmp_path, base, depth_
 
 def test_flags_of_the_user_go_before_what_is_read(tmp_path, base, depth_anything):
     flags = ["--steps", "3", "--depth-resolution", "0", "--depth-size-multiple", "28", "--depth-prediction", "depth"]
+    flags += ["--inpaint-resolution", "256", "--tile-size", "128"]
     folder = export(base, depth_anything, tmp_path / "out", *flags)
     config = load(folder).config
+    assert (config.default_inpaint_resolution, config.tile_size) == (256, 128)
     assert (config.default_num_inference_steps, config.default_depth_resolution) == (3, 0)
     assert (config.depth_size_multiple, config.depth_prediction) == (28, "depth")
-    for flag in ("--steps 3", "--depth-resolution 0", "--depth-size-multiple 28", "--depth-prediction depth"):
+    for flag in ("--steps 3", "--depth-resolution 0", "--depth-prediction depth", "--tile-size 128"):
         assert flag in (folder / "README.md").read_text(), flag
 
 

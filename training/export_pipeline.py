@@ -64,6 +64,8 @@ TRAINED_PARTS = ("unet", "scheduler", "vae", "depth_estimator")
 TRAINED_ONLY = (*TRAINED_PARTS, "settings", "card", "link")
 PUBLISHED_ONLY = ("base_revision", "depth_model", "depth_revision", "with_text_encoder", "card_only")
 OFFICIAL_STEPS = 50  # of the paper and of the official code
+OFFICIAL_INPAINT_RESOLUTION = 1024  # the official code fills at a short side of 1000 to 1999 px: here its lower end
+TILE_SIZE = 512  # px, what Stable Diffusion 2 inpainting was tuned on
 TRAINED_STEPS, TRAINED_SIZE_MULTIPLE = 4, 14  # of the networks that this repository trains
 
 
@@ -108,6 +110,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     common.add_argument(
         "--depth-size-multiple", type=int, help=f"default: read from --depth-model, else {TRAINED_SIZE_MULTIPLE}"
     )
+    common.add_argument(
+        "--inpaint-resolution",
+        type=int,
+        help="upper bound of the short side in px that the UNet works at, 0 = none; "
+        f"default: {OFFICIAL_INPAINT_RESOLUTION} published, 0 trained",
+    )
+    common.add_argument("--tile-size", type=int, help=f'side of the tiles of fill="tiled" in px; default: {TILE_SIZE}')
     common.add_argument("--full-precision", action="store_true", help="store float32 instead of float16")
     common.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this repository of the Hub")
     common.add_argument("--private", action="store_true", help="make that repository private")
@@ -217,6 +226,7 @@ def export_published(options: argparse.Namespace) -> Path:
         "latent_mask_reduction": "nearest",
         "masked_fill": "zero",
         "default_num_inference_steps": OFFICIAL_STEPS if options.steps is None else options.steps,
+        **working_sizes(options, OFFICIAL_INPAINT_RESOLUTION),
         **{name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(depth).items()},
     }
     card = {
@@ -270,10 +280,22 @@ def export_command(options: argparse.Namespace, base: Part, depth_part: Part, de
         ("--depth-resolution", None if options.depth_resolution is None else depth.default_depth_resolution),
         ("--depth-size-multiple", options.depth_size_multiple),
         ("--steps", options.steps),
+        ("--inpaint-resolution", options.inpaint_resolution),
+        ("--tile-size", options.tile_size),
     ):
         words += [] if value is None else [name, str(value)]
     words += [_flag(name) for name in ("with_text_encoder", "full_precision") if getattr(options, name)]
     return shlex.join([*words, "--output", str(options.output)])
+
+
+def working_sizes(options: argparse.Namespace, inpaint_resolution: int) -> dict[str, int]:
+    """Sizes that the UNet works at: as asked for, else the default."""
+    return {
+        "default_inpaint_resolution": (
+            inpaint_resolution if options.inpaint_resolution is None else options.inpaint_resolution
+        ),
+        "tile_size": TILE_SIZE if options.tile_size is None else options.tile_size,
+    }
 
 
 def export_trained(options: argparse.Namespace) -> Path:
@@ -283,6 +305,7 @@ def export_trained(options: argparse.Namespace) -> Path:
     settings = {
         "default_num_inference_steps": TRAINED_STEPS if options.steps is None else options.steps,
         "default_depth_resolution": options.depth_resolution or 0,
+        **working_sizes(options, 0),
         "depth_prediction": options.depth_prediction or "inverse_depth",
         "depth_size_multiple": options.depth_size_multiple or TRAINED_SIZE_MULTIPLE,
         **read_settings(options.settings or options.unet.resolve().parent / PIPELINE_SETTINGS),
