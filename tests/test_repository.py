@@ -3,10 +3,15 @@
 
 import ast
 import re
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
+
+from pipeline_zerostereo import ZeroStereoPipelineOutput
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FOLDERS = ("training", "datasets_builder", "space", "benchmarks", "tests")
@@ -186,3 +191,13 @@ def test_readers_of_documents_see_what_is_there():
         "tests/",
     }
     assert make_targets(".PHONY: help demo\nhelp:\n") == {"help", "demo"}
+
+
+@pytest.mark.slow
+def test_first_example_of_the_readme_runs_as_printed():
+    """In a process of its own, from the root, as somebody would paste it: a line for each output with a unit."""
+    example = code_blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert set(names) == {field.name for field in fields(ZeroStereoPipelineOutput)} - {"target_view"}
