@@ -1167,6 +1167,12 @@ class ZeroStereoPipelineOutput(BaseOutput):
 PILImageInput = PIL.Image.Image | np.ndarray | Tensor | list[PIL.Image.Image] | list[np.ndarray] | list[Tensor]
 
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+PROFILE_MODES = {
+    "RGB": "RGB",
+    "GRAY": "L",
+    "CMYK": "CMYK",
+    "LAB": "LAB",
+}  # colour space of a profile -> mode of Pillow
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -1298,7 +1304,8 @@ class StereoImageProcessor:
 
         Rules for PIL images: the EXIF orientation is applied. Of several frames the one that the image stands at is
         used, which is the first of a file just opened. Grey, 16-bit grey, palette, CMYK, LAB and other modes become
-        RGB, through their colour profile where they have one; an RGB profile is kept, not applied. Transparency that
+        RGB, through their colour profile where they have one; an RGB profile is kept, not applied, unless it leads to
+        sRGB only and not back. Transparency that
         is opaque everywhere is dropped; else the photograph is composited on white. What changes the picture
         (frames left out, transparency, a profile that cannot be used) is logged as a warning.
 
@@ -1386,14 +1393,11 @@ class StereoImageProcessor:
                 "range is not known. Scale it to 8 bits, or pass a float array in [0, 1]."
             )
         space = None if data is None else _profile_space(data)
-        if space in ("GRAY", "CMYK") or upright.mode == "LAB":
-            mode = {"GRAY": "L", "CMYK": "CMYK"}.get(space or "", upright.mode)
-            own = PIL.ImageCms.createProfile("LAB") if data is None else PIL.ImageCms.ImageCmsProfile(io.BytesIO(data))
-            converted = PIL.ImageCms.profileToProfile(
-                upright.convert(mode), own, PIL.ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-            assert converted is not None  # it is only with inPlace=True
-            return np.array(converted), None
+        if upright.mode == "LAB" or space in ("GRAY", "CMYK"):
+            upright = upright.convert(PROFILE_MODES[space or "LAB"])
+            return np.array(_convert_picture(upright, data, to_srgb=True)), None
+        if data is not None and not _is_convertible(data, to_srgb=False):
+            return np.array(_convert_picture(upright.convert("RGB"), data, to_srgb=True)), None
         return np.array(upright.convert("RGB")), data
 
     @staticmethod
@@ -1422,9 +1426,10 @@ class StereoImageProcessor:
         space = _profile_space(data)
         suits = {"RGB": ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"), "CMYK": ("CMYK",), "LAB": ("LAB",)}
         suits["GRAY"] = ("L", "LA", "La", "1")
-        if image.mode in suits.get(space or "", ()):
+        readable = space is not None and _is_convertible(data, to_srgb=True)
+        if readable and image.mode in suits[space or "RGB"]:
             return data
-        found = "cannot be read" if space is None else f"is for {space}, not for mode {image.mode!r}"
+        found = f"is for {space}, not for mode {image.mode!r}" if readable else "cannot be read"
         logger.warning(f"`{name}` has a colour profile that {found}; the photograph is taken for sRGB.")
         return None
 
@@ -1773,13 +1778,9 @@ class StereoImageProcessor:
         if profile is None:
             return view
         try:
-            source, target = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
-            converted = PIL.ImageCms.profileToProfile(view, source, target, outputMode="RGB")
+            return _convert_picture(view, profile, to_srgb=True)
         except (OSError, PIL.ImageCms.PyCMSError) as error:
             raise ValueError(f"`{name}` must have a colour profile that can be read; got: {error}.") from error
-        assert converted is not None  # a new image, unless inPlace is asked for
-        converted.info.pop("icc_profile", None)
-        return converted
 
     @staticmethod
     def converge(
@@ -3435,11 +3436,44 @@ def _write_file(path: Path, text: str) -> None:
 
 
 def _profile_space(profile: bytes) -> str | None:
-    """Name the colour space of an ICC profile ("RGB", "GRAY", "CMYK", "LAB"); None if it cannot be read."""
+    """Name the colour space of an ICC profile, one of `PROFILE_MODES`; None for others and if it cannot be read."""
     try:
-        return PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip().upper()
+        space = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip().upper()
     except (OSError, PIL.ImageCms.PyCMSError):
         return None
+    return space if space in PROFILE_MODES else None
+
+
+def _build_transform(profile: bytes | None, to_srgb: bool) -> PIL.ImageCms.ImageCmsTransform:
+    """Build the conversion of 8-bit pictures from a profile to sRGB or back; None is the LAB of Pillow.
+
+    Raises:
+        OSError, PIL.ImageCms.PyCMSError: the profile cannot be read, or does not lead that way.
+    """
+    srgb = PIL.ImageCms.createProfile("sRGB")
+    if profile is None:
+        return PIL.ImageCms.buildTransform(PIL.ImageCms.createProfile("LAB"), srgb, "LAB", "RGB")
+    own, mode = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PROFILE_MODES[_profile_space(profile) or "RGB"]
+    if to_srgb:
+        return PIL.ImageCms.buildTransform(own, srgb, mode, "RGB")
+    return PIL.ImageCms.buildTransform(srgb, own, "RGB", mode)
+
+
+def _is_convertible(profile: bytes, to_srgb: bool) -> bool:
+    """Tell whether `_convert_picture` will work, before anything depends on it."""
+    try:
+        _build_transform(profile, to_srgb)
+    except (OSError, PIL.ImageCms.PyCMSError):
+        return False
+    return True
+
+
+def _convert_picture(picture: PIL.Image.Image, profile: bytes | None, to_srgb: bool) -> PIL.Image.Image:
+    """Return an 8-bit picture of the profile's mode as sRGB without a profile, or the other way round."""
+    converted = PIL.ImageCms.applyTransform(picture, _build_transform(profile, to_srgb))
+    assert converted is not None  # a new image, unless inPlace is asked for
+    converted.info.pop("icc_profile", None)
+    return converted
 
 
 def _convert_colors(pixels: Tensor, icc_profiles: list[bytes | None], to_srgb: bool) -> Tensor:
@@ -3449,12 +3483,9 @@ def _convert_colors(pixels: Tensor, icc_profiles: list[bytes | None], to_srgb: b
     if not any(icc_profiles):
         return pixels
     converted = pixels.clone()
-    srgb = PIL.ImageCms.createProfile("sRGB")
-    for number, data in enumerate(icc_profiles):
-        if data is not None:
-            own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(data))
-            profiles = (own, srgb) if to_srgb else (srgb, own)
+    for number, profile in enumerate(icc_profiles):
+        if profile is not None:
             picture = StereoImageProcessor.postprocess(pixels[number : number + 1], "pil")[0]
-            picture = PIL.ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+            picture = _convert_picture(picture, profile, to_srgb)
             converted[number] = torch.from_numpy(np.array(picture)).movedim(-1, 0).to(pixels) / 255.0
     return converted

@@ -24,6 +24,20 @@ def pixels_of(image: PIL.Image.Image) -> list:
     return (load(image).pixels[0] * 255).round().to(torch.uint8).permute(1, 2, 0).tolist()
 
 
+def spoiled_profile(profile: bytes, *tags: bytes, content: bytes | None) -> bytes:
+    """Overwrite the numbers of some tags, or give the tags other names, so that they are missing."""
+    data = bytearray(profile)
+    for number in range(int.from_bytes(data[128:132], "big")):
+        entry = 132 + 12 * number
+        if bytes(data[entry : entry + 4]) in tags:
+            offset = int.from_bytes(data[entry + 4 : entry + 8], "big")
+            if content is None:
+                data[entry : entry + 4] = b"none"
+            else:
+                data[offset + 8 : offset + 8 + len(content)] = content
+    return bytes(data)
+
+
 def linear_profile() -> bytes:
     """An RGB profile whose values are light itself: sRGB with the tone curve of gamma 1, so that numbers differ."""
     profile = bytearray(PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes())
@@ -188,6 +202,22 @@ def test_profile_that_cannot_be_used_is_said(caplog, profile):
         assert photographs.icc_profiles == [None]
         assert (photographs.pixels[0, 0, 0, 0] * 255).round() == 55
         assert f"`image` has a colour profile that {words}; the photograph is taken for sRGB." in caplog.text
+
+
+def test_profile_without_its_curves_cannot_be_read(caplog, profile):
+    """Its header says RGB; that it leads nowhere is found before any network runs."""
+    photo = with_profile(PIL.Image.new("RGB", (W, H), (55, 127, 200)), spoiled_profile(profile, b"rTRC", content=None))
+    assert load(photo).icc_profiles == [None]
+    assert "`image` has a colour profile that cannot be read; the photograph is taken for sRGB." in caplog.text
+
+
+def test_profile_that_does_not_lead_back_is_applied_at_once(caplog, profile):
+    """All colours of this one are the same grey axis, so there is no way from sRGB to it."""
+    white = b"".join(int(65536 * value / 3).to_bytes(4, "big") for value in (0.9642, 1.0, 0.8249))
+    one_way = spoiled_profile(profile, b"rXYZ", b"gXYZ", b"bXYZ", content=white)
+    photographs = load(with_profile(PIL.Image.new("RGB", (W, H), (90, 90, 90)), one_way))
+    assert photographs.icc_profiles == [None] and not caplog.records
+    assert linear(photographs.pixels[0, 1, 0, 0].item()) == pytest.approx(90 / 255, abs=3 / 255)
 
 
 def test_colours_of_a_grey_profile_are_converted_at_once(profile):
