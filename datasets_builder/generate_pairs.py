@@ -48,7 +48,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder (any nesting), list file (.txt, .csv, .jsonl: path, source, license, attribution), or a data set "
         "that is streamed",
     )
-    files.add_argument("--image-column", metavar="NAME", help="of a data set; default: its only image column")
+    files.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="of a data set, its only one by default; makes a local folder a data set",
+    )
     files.add_argument("--split", default="train", metavar="NAME", help="of a data set (%(default)s)")
     files.add_argument("--config", metavar="NAME", help="of a data set; default: its own default")
     files.add_argument("--revision", metavar="REVISION", help="of a data set; default: the newest")
@@ -97,8 +101,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def open_source(options: argparse.Namespace) -> Source:
-    """Open the photographs: a folder or list file where there is one of this name, else a data set."""
-    if Path(options.photos).exists():
+    """Open the photographs: a data set where an image column is named or nothing is there of this name."""
+    if options.image_column is None and Path(options.photos).exists():
         return FolderSource(options.photos, options.license, options.attribution)
     return StreamSource(
         options.photos,

@@ -192,7 +192,8 @@ class StreamSource:
         attribution: the same for whom to name.
 
     Raises:
-        ValueError: no such split or column, several image columns and none chosen, or a column without bytes.
+        ValueError: the data set cannot be reached or has no such split; no such image column, or several and
+            none is chosen.
     """
 
     kind = "stream"
@@ -208,7 +209,10 @@ class StreamSource:
         attribution: str = "",
     ):
         self.name = name
-        stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        try:
+            stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        except (OSError, ValueError) as error:  # not there, not reached, no such configuration or split
+            raise ValueError(f"`photos` must be a folder, a list file or a data set; got {name}: {error}") from error
         assert isinstance(stream, IterableDataset)  # by streaming=True
         self.column = _image_column(stream, column, name)
         self.stream = stream.cast_column(self.column, Image(decode=False))
