@@ -20,7 +20,7 @@ import sys
 from accelerate import PartialState
 
 from datasets_builder.building import ProgressBar, Source, Worker, build_shards, make_worker, retry_shard
-from datasets_builder.manifest import MANIFEST
+from datasets_builder.manifest import MANIFEST, unfinished_shards
 from datasets_builder.options import (
     build_options,
     build_parser,
@@ -32,30 +32,33 @@ from datasets_builder.options import (
     read_request,
 )
 from datasets_builder.plan import BuildOptions, Plan
-from datasets_builder.shards import claim, remove_leftovers
+from datasets_builder.shards import claim, is_finished, remove_leftovers
 
 
 def run(options: argparse.Namespace) -> int:
     """Build; returns the exit code."""
     request = read_request(options)
     state = PartialState(cpu=request.device == "cpu")
+    if state.num_processes > 1 and state.is_main_process:
+        print(f"{state.num_processes} processes share the shards.")
     source = open_source(request)
     pipe = load_pipeline(request, request.device or str(state.device))
     built = build_options(request, pipe)
     if options.retry_rejected:
         built = BuildOptions(**{**vars(built), "fill": Plan(options.output).options.fill})
-    plan = open_plan(request, source, built, state.is_main_process)
+    plan = open_plan(request, source, built, progress=state.is_local_main_process)
     remove_leftovers(plan.output)
     worker = make_worker(pipe, plan.options)
     done = finished_photos(plan)
     bar = ProgressBar(plan.photo_count, done, disable=not state.is_local_main_process)
-    busy = build_shards(plan, source, worker, bar)
+    build_shards(plan, source, worker, bar)
     bar.close()
-    if busy:
-        print(f"{len(busy)} shards are in the hands of other processes; the last one to finish writes {MANIFEST}.")
-        return 0
     if options.retry_rejected:
         retry(plan, options.fill, source, worker)
+    elsewhere = unfinished_shards(plan)  # looked up at the very end, so the last process to end sees all shards
+    if elsewhere:
+        print(f"{len(elsewhere)} shards are in the hands of other processes; the last one to end writes {MANIFEST}.")
+        return 0
     return finish(plan, done == plan.photo_count and not options.retry_rejected)
 
 
@@ -65,7 +68,7 @@ def retry(plan: Plan, fill: str, source: Source, worker: Worker) -> None:
     taken = 0
     for index in range(plan.shard_count):
         with claim(plan.output, f"shard-{index:05d}") as mine:
-            if mine:
+            if mine and is_finished(plan.shard_file(index), plan.shard_digest(index)):
                 taken += retry_shard(plan, index, fill, source, worker, lambda **_: None)
     print(f"{taken} photographs taken up again with fill {fill!r}.")
 

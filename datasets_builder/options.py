@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ import torch
 from datasets_builder.building import Source
 from datasets_builder.manifest import MANIFEST, REJECTED, unfinished_shards, write_manifest
 from datasets_builder.pairs import pipeline_revision, weights_id
-from datasets_builder.plan import BuildOptions, Plan, make_plan, plan_folder, wait_for_plan
+from datasets_builder.plan import BuildOptions, Plan, make_plan, plan_folder
 from datasets_builder.shards import claim
 from datasets_builder.sources import FolderSource, StreamSource
 from pipeline_zerostereo import FILLS, ZeroStereoPipeline
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "zerostereo-tiny"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PLAN_POLL_S = 0.5
 
 
 @dataclass(kw_only=True)
@@ -173,15 +175,26 @@ def build_options(request: BuildRequest, pipe: ZeroStereoPipeline) -> BuildOptio
     return BuildOptions(weights_id=weights_id(pipe), pipeline_revision=pipeline_revision(), **chosen)
 
 
-def open_plan(request: BuildRequest, source: Source, built: BuildOptions, is_main: bool) -> Plan:
-    """Freeze the plan, or read the frozen one and check that it was made for the same options."""
+def open_plan(
+    request: BuildRequest, source: Source, built: BuildOptions, progress: bool = True, poll_s: float = PLAN_POLL_S
+) -> Plan:
+    """Freeze the plan, or read the frozen one and check that it was made for the same options.
+
+    Of several processes that start at a time one makes the plan, and the others wait; where it dies meanwhile, the
+    next one does.
+
+    Raises:
+        FileNotFoundError: the source has no photograph.
+        ValueError: no photograph of it can be used, or the frozen plan was made for other options.
+    """
     output, described = Path(request.output), describe_source(request, source)
-    if not (plan_folder(output) / "plan.json").is_file():
-        if is_main:
-            with claim(output, "plan") as mine:
-                if mine:
-                    return make_plan(source, built, output, described)
-        return wait_for_plan(output)
+    frozen = plan_folder(output) / "plan.json"
+    while not frozen.is_file():
+        with claim(output, "plan") as mine:
+            if mine and not frozen.is_file():
+                make_plan(source, built, output, described, progress)
+        if not mine:
+            time.sleep(poll_s)
     plan = Plan(output)
     plan.check_same(built, described)
     return plan
