@@ -227,7 +227,7 @@ class StreamSource:
     def _photo(self, shard: int, row: int, record: dict[str, Any]) -> Photo:
         return Photo(
             locator=[shard, row],
-            source=f"{self.name}#{shard}:{row}",
+            source=f"{shown_name(self.name)}#{shard}:{row}",
             license=str(record.get(self.license, self.license) or ""),
             attribution=str(record.get(self.attribution, self.attribution) or ""),
         )
@@ -261,6 +261,11 @@ class StreamSource:
                 yield self._bytes(next(rows))
             except UnreadableSourceError as error:
                 yield error
+
+
+def shown_name(photos: str | Path) -> str:
+    """Return what the public may know of where photographs lie: of a path its last name, of a data set its name."""
+    return Path(photos).resolve().name if Path(photos).exists() else str(photos)
 
 
 def _image_column(stream: IterableDataset, column: str | None, name: str) -> str:
