@@ -159,5 +159,15 @@ def remove_leftovers(output: Path) -> None:
     folder = output / WORK_FOLDER / "unfinished"
     for path in folder.glob(f"*.{glob.escape(platform.node())}.*") if folder.is_dir() else ():
         owner = path.name.rpartition(".")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and not _is_alive(int(owner)):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

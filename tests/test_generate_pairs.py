@@ -2,6 +2,7 @@
 """The command that builds a data set, with the embedded weights, from photographs to a set that loads."""
 
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def test_missing_shards_are_made_again_with_the_same_bytes(tmp_path: Path):
     before, manifest = digests(tmp_path / "out"), (tmp_path / "out" / "manifest.json").read_bytes()
     (tmp_path / "out" / "manifest.json").unlink()
     Plan(tmp_path / "out").shard_file(1).unlink()
-    (tmp_path / "out" / ".build" / "unfinished" / "train-00001-of-00003.parquet.999999999").write_bytes(b"half")
+    left = f"train-00001-of-00003.parquet.{platform.node()}.999999999"
+    (tmp_path / "out" / ".build" / "unfinished" / left).write_bytes(b"half")
     assert build(photos, tmp_path / "out") == 0
     assert digests(tmp_path / "out") == before and (tmp_path / "out" / "manifest.json").read_bytes() == manifest
     assert list((tmp_path / "out" / ".build" / "unfinished").iterdir()) == []

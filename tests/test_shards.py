@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards on disk: whole or not at all, the same bytes for the same rows, a record of their making, claims."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -93,8 +94,10 @@ def test_a_claim_holds_between_processes_and_ends_with_them(tmp_path: Path):
 def test_only_what_dead_processes_left_is_removed(tmp_path: Path):
     folder = tmp_path / ".build" / "unfinished"
     folder.mkdir(parents=True)
-    (folder / "a.parquet.1").touch()  # process 1 lives
-    (folder / "b.parquet.999999999").touch()
+    here = platform.node()
+    (folder / f"a.parquet.{here}.1").touch()  # process 1 lives
+    (folder / f"b.parquet.{here}.999999999").touch()
+    (folder / "c.parquet.another-machine.999999999").touch()
     remove_leftovers(tmp_path)
-    assert [path.name for path in folder.iterdir()] == ["a.parquet.1"]
+    assert sorted(path.name[:1] for path in folder.iterdir()) == ["a", "c"]
     remove_leftovers(tmp_path / "nowhere")
