@@ -329,6 +329,14 @@ def test_bytes_behind_the_meaning_of_kept_segments_go():
     assert strip_metadata(clean[:2] + longer + clean[18:]).data == clean
 
 
+def test_segments_too_short_to_have_a_meaning_go():
+    clean = JPEGS["no jfif"]()
+    short = jpeg_segment(0xE0, b"JFIF\0" + bytes(8)) + jpeg_segment(0xEE, b"Adobe" + bytes(6))
+    data = clean[:2] + short + clean[2:]
+    assert strip_metadata(data).data == clean
+    assert_same_photo(data, strip_metadata(data))
+
+
 def test_a_comment_between_scans_goes():
     data = encoded(picture(), "JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
@@ -464,7 +472,10 @@ OTHERS = {
     "cmyk tiff": ("TIFF", lambda: tiff_with_plants(picture("CMYK"), icc_profile=PROFILE)),
     "turned cmyk tiff": ("TIFF", lambda: tiff_with_plants(picture("CMYK"), orientation=5)),
     "lab tiff": ("TIFF", lambda: tiff_with_plants(lab())),
-    "float tiff": ("TIFF", lambda: tiff_with_plants(PIL.Image.fromarray(np.linspace(0, 9, 12, np.float32)[None] / 7))),
+    "float tiff": (
+        "TIFF",
+        lambda: tiff_with_plants(PIL.Image.fromarray(np.linspace(0, 9, 12, dtype=np.float32)[None] / 7)),
+    ),
     "bmp": ("PNG", lambda: encoded(picture(), "BMP") + TRAILER),
     "1-bit bmp": ("PNG", lambda: encoded(picture("1"), "BMP")),
     "gif": ("PNG", lambda: encoded(picture("P"), "GIF", comment=COMMENT, transparency=5)),
