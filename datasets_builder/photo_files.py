@@ -48,7 +48,8 @@ JPEG_DESCRIPTIONS = frozenset(range(JPEG_APP0, JPEG_APP0 + 16)) | {JPEG_COM}
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {JPEG_DHT, JPEG_DAC, 0xC8}  # SOF0 ... SOF15; 0xC8 is reserved
 JPEG_CODED = JPEG_FRAMES | {JPEG_SOS, JPEG_DQT, JPEG_DHT, JPEG_DAC, JPEG_DNL, JPEG_DRI}
 JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker that is neither a stuffed 0xFF nor a restart
-JFIF_LENGTH = 12  # bytes of a JFIF segment before the size of its thumbnail
+# Decoders take no notice of shorter ones.
+JFIF_LENGTH = 12  # bytes of a JFIF segment before the size of its thumbnail, which is two more
 ADOBE_LENGTH = 12  # bytes of Adobe's segment; the last decides the colour transform
 PROFILE_PART = 65533 - 14  # bytes of a colour profile in one JPEG segment, behind its name and numbers
 
@@ -214,15 +215,17 @@ def _orientation_block(orientation: int) -> bytes:
 
 def _join_jpeg(segments: list[tuple[int, bytes, bytes]], kept: _Kept) -> bytes:
     """Return a JPEG of the kept segments: JFIF, orientation, profile, then the coded picture as it was."""
-    jfif, coded, markers = [], [], set()
+    jfif, coded, scanned = [], [], False
     for marker, payload, scan in segments:
-        if marker == JPEG_APP0 and payload.startswith(b"JFIF\0") and JPEG_SOS not in markers:
-            jfif.append(_jpeg_segment(marker, payload[:JFIF_LENGTH] + b"\0\0"))
-        elif marker == JPEG_APP14 and payload.startswith(b"Adobe") and JPEG_SOS not in markers:
-            coded.append(_jpeg_segment(marker, payload[:ADOBE_LENGTH]))
-        elif marker in JPEG_CODED:
+        if marker in JPEG_CODED:
             coded.append(_jpeg_segment(marker, payload) + scan)
-        markers.add(marker)
+            scanned = scanned or marker == JPEG_SOS
+        elif scanned:
+            continue  # decoders choose the colours before the first scan
+        elif marker == JPEG_APP0 and payload.startswith(b"JFIF\0") and len(payload) >= JFIF_LENGTH + 2:
+            jfif.append(_jpeg_segment(marker, payload[:JFIF_LENGTH] + b"\0\0"))
+        elif marker == JPEG_APP14 and payload.startswith(b"Adobe") and len(payload) >= ADOBE_LENGTH:
+            coded.append(_jpeg_segment(marker, payload[:ADOBE_LENGTH]))
     described = []
     if kept.orientation != 1:
         described.append(_jpeg_segment(JPEG_APP1, b"Exif\0\0" + _orientation_block(kept.orientation)))
