@@ -68,6 +68,9 @@ PNG_LONGEST = {
 PNG_KEPT = PNG_LONGEST.keys() | {b"IDAT"}
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"}  # modes of Pillow whose every bit a PNG holds
 
+# EPS and WMF are programs that another program would run; the others are containers that Pillow recognises, not reads.
+NOT_PHOTOGRAPHS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+
 WEBP_HAS_PROFILE, WEBP_HAS_ALPHA, WEBP_HAS_EXIF = 0x20, 0x10, 0x08  # flags of VP8X
 
 PROFILE_HEADER = 128  # bytes
@@ -161,7 +164,7 @@ def _errors_of_pillow() -> Iterator[None]:
 def _look_at(data: bytes, load: bool = False) -> tuple[PIL.Image.Image, _Kept]:
     """Open a photograph and read what is kept of its metadata; of a PNG, some of that may stand behind the pixels."""
     with _errors_of_pillow():
-        image = _open(data)
+        image = open_photo(data)
         if load:
             image.load()
         value = image.getexif().get(ORIENTATION_TAG, 1)
@@ -169,10 +172,21 @@ def _look_at(data: bytes, load: bool = False) -> tuple[PIL.Image.Image, _Kept]:
     return image, _Kept(orientation, _colour_profile(image.info))
 
 
-def _open(data: bytes) -> PIL.Image.Image:
-    """Open a photograph of any format that Pillow reads, or HEIC."""
+def photo_formats() -> list[str]:
+    """Return the names of all formats that Pillow reads here and that can hold a photograph."""
+    PIL.Image.init()
+    return sorted(PIL.Image.OPEN.keys() - NOT_PHOTOGRAPHS)
+
+
+def open_photo(data: bytes) -> PIL.Image.Image:
+    """Open a photograph of one of `photo_formats`, or HEIC through the package pillow-heif; decodes nothing yet.
+
+    Raises:
+        PIL.UnidentifiedImageError and others: it is none; Pillow raises nearly anything at damaged bytes.
+        ImportError: a HEIC file, and pillow-heif is not installed.
+    """
     try:
-        return PIL.Image.open(io.BytesIO(data))
+        return PIL.Image.open(io.BytesIO(data), formats=photo_formats())
     except PIL.UnidentifiedImageError:
         if data[4:8] != b"ftyp" or data[8:12] not in HEIC_BRANDS:
             raise

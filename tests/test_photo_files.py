@@ -560,7 +560,12 @@ def test_the_transparent_colour_of_a_gif_stays():
 
 def open_once_as(image: PIL.Image.Image, monkeypatch) -> None:
     """Let Pillow open empty bytes as the given image: few files of such a mode can be written here."""
-    monkeypatch.setattr(PIL.Image, "open", lambda file, open=PIL.Image.open: open(file) if file.getvalue() else image)
+    pillow_open = PIL.Image.open
+
+    def open_file(file: io.BytesIO, **options) -> PIL.Image.Image:
+        return pillow_open(file, **options) if file.getvalue() else image
+
+    monkeypatch.setattr(PIL.Image, "open", open_file)
 
 
 def test_pixels_that_no_container_holds_are_refused(monkeypatch):
@@ -706,7 +711,7 @@ def test_a_bomb_is_refused(monkeypatch):
 
 
 def test_lack_of_memory_is_not_the_photographs_fault(monkeypatch):
-    def fail(file):
+    def fail(file, **options):
         raise MemoryError
 
     monkeypatch.setattr(PIL.Image, "open", fail)
