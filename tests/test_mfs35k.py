@@ -342,7 +342,11 @@ BAD_FILES = {
         r"mask_nocc/a\.png must be 8-bit grey of 0 and 255 only; it has Pillow's mode 'L', values 254 to 254",
     ),
     "mask is of 1 bit": ({"right_hole_mask": PIL.Image.new("1", (W, H), 1)}, r"mask_inpaint/a\.png must be.*mode '1'"),
-    "mask is in colour": ({"right_hole_mask": make_sample().left_image}, r"mask_inpaint/a\.png must be.*mode 'RGB'"),
+    "mask is in colour": (
+        {"right_hole_mask": np.full((H, W, 3), 255, np.uint8)},
+        r"mask_inpaint/a\.png must be.*mode 'RGB'",
+    ),
+    "mask has a palette": ({"right_hole_mask": PIL.Image.new("P", (W, H))}, r"mask_inpaint/a\.png must be.*mode 'P'"),
     "mask is small": ({"right_hole_mask": np.ones((H - 1, W), bool)}, r"mask_inpaint/a\.png must be bool \[3, 5\]"),
     "right image is wide": (
         {"right_image": np.zeros((H, W + 2, 3), np.uint8)},
