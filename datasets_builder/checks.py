@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -35,8 +34,9 @@ from tqdm.auto import tqdm
 from datasets_builder.manifest import MANIFEST, REJECTED, read_manifest
 from datasets_builder.photo_files import strip_metadata
 from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, open_picture, pair_seed, photo_id, sentence
+from datasets_builder.reading import choose_rows, read_plain_rows, read_whole_rows
 from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
-from datasets_builder.shards import ROWS_PER_GROUP, file_digest, read_record
+from datasets_builder.shards import file_digest, read_record
 from pipeline_zerostereo import (
     ADS_CENTER,
     ADS_RADIUS,
@@ -115,7 +115,7 @@ def check_build(folder: Path, sample: int | None = SAMPLED_ROWS, seed: int = 0, 
     faults = [*_file_faults(folder, claims), *_count_faults(folder, claims)]
     rows_of, unreadable = _count_rows(folder, claims)
     faults += [*unreadable, *_plan_faults(folder, claims, list(rows_of))]
-    chosen = _choose_rows(rows_of, sample, seed)
+    chosen = choose_rows(rows_of, sample, seed)
     ids: dict[str, np.ndarray] = {}
     for entry in tqdm(claims.shards, desc="checking shards", unit="shard", disable=not progress):
         name = entry["file"]
@@ -210,19 +210,6 @@ def _plan_faults(folder: Path, claims: Claims, readable: list[str]) -> Iterator[
         yield Fault("plan", MANIFEST, "the shards were made by another plan than the manifest says")
 
 
-def _choose_rows(rows_of: dict[str, int], sample: int | None, seed: int) -> dict[str, list[int]]:
-    """Choose rows by chance over all shards: their places in each."""
-    total = sum(rows_of.values())
-    if sample is None or sample >= total:
-        return {name: list(range(rows)) for name, rows in rows_of.items()}
-    places = sorted(random.Random(seed).sample(range(total), sample))
-    chosen, start = {}, 0
-    for name, rows in rows_of.items():
-        chosen[name] = [place - start for place in places if start <= place < start + rows]
-        start += rows
-    return chosen
-
-
 def _duplicate_faults(ids: dict[str, np.ndarray]) -> Iterator[Fault]:
     """Look for ids that several rows have, over all shards."""
     if not ids:
@@ -260,14 +247,13 @@ def _shard_faults(
         yield Fault("columns", name, wrong)
         return
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            found = []
-            for row in _plain_rows(file, expected):
-                found += [int(row["id"], 16)] if ID.fullmatch(row["id"] or "") else []
-                yield from (Fault(kind, name, detail) for kind, detail in scalar_faults(row, options))
-            ids[name] = np.array(found, np.uint64)
-            for row in _whole_rows(file, chosen):
-                yield from (Fault(kind, name, detail) for kind, detail in pair_faults(row, options))
+        found = []
+        for row in read_plain_rows(path):
+            found += [int(row["id"], 16)] if ID.fullmatch(row["id"] or "") else []
+            yield from (Fault(kind, name, detail) for kind, detail in scalar_faults(row, options))
+        ids[name] = np.array(found, np.uint64)
+        for row in read_whole_rows(path, chosen):
+            yield from (Fault(kind, name, detail) for kind, detail in pair_faults(row, options))
     except (pyarrow.ArrowException, OSError) as error:
         yield Fault("unreadable_shard", name, str(error))
 
@@ -282,28 +268,6 @@ def _column_fault(path: Path, expected: Features) -> str | None:
         return None
     differ = [column for column in {**expected, **found} if found.get(column) != expected.get(column)]
     return f"its columns differ from the published ones in {differ or 'their order'}"
-
-
-def _plain_rows(file: pyarrow.parquet.ParquetFile, features: Features) -> Iterator[dict[str, Any]]:
-    """Read the columns that are no pictures, row by row."""
-    names = [name for name, kind in features.items() if not isinstance(kind, Image)]
-    for batch in file.iter_batches(columns=names):
-        yield from batch.to_pylist()
-
-
-def _whole_rows(file: pyarrow.parquet.ParquetFile, chosen: list[int]) -> Iterator[dict[str, Any]]:
-    """Read chosen rows, in ascending order, one row group at a time."""
-    wanted, start = set(chosen), 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        places = [place for place in range(start, start + rows) if place in wanted]
-        if places:
-            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, row_groups=[group]):
-                inside = [place - start for place in places if 0 <= place - start < batch.num_rows]
-                yield from (batch.slice(place, 1).to_pylist()[0] for place in inside)
-                start += batch.num_rows
-        else:
-            start += rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------

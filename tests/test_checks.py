@@ -15,6 +15,7 @@ from datasets_builder import checks, verify
 from datasets_builder.checks import Fault, check_build, pair_faults
 from datasets_builder.manifest import read_manifest
 from datasets_builder.plan import BuildOptions
+from datasets_builder.reading import read_whole_rows
 from datasets_builder.schema import FEATURES, encode_mask
 from datasets_builder.shards import write_shard
 from tests.odd_photos import PLANTED, encoded, picture, plain_photos, planted_exif, usable_photos, write_photos
@@ -70,8 +71,7 @@ def test_a_clean_build_has_no_fault(clean: Path, folder: Path):
 
 def test_on_the_machine_that_made_it_the_warp_is_equal_to_the_last_level(clean: Path):
     options = BuildOptions(**read_manifest(clean)["options"])
-    with pyarrow.parquet.ParquetFile(shard_path(clean)) as file:
-        rows = list(checks._whole_rows(file, [0, 1]))
+    rows = list(read_whole_rows(shard_path(clean), [0, 1]))
     assert len(rows) == 2
     assert [fault for row in rows for fault in pair_faults(row, options, tolerance=0)] == []
 
@@ -353,11 +353,3 @@ def test_the_command_refuses_what_it_cannot_do(folder: Path, capsys):
     assert "--sample must be at least 0; got -1." in capsys.readouterr().err
     with pytest.raises(ValueError, match="`sample` must be at least 0 rows, or None for all; got -1"):
         check_build(folder, -1)
-
-
-def test_the_sample_is_decided_by_its_seed(folder: Path):
-    rows_of = {"a": 3, "b": 5}
-    assert checks._choose_rows(rows_of, None, 0) == {"a": [0, 1, 2], "b": [0, 1, 2, 3, 4]}
-    chosen = [checks._choose_rows(rows_of, 4, seed) for seed in (1, 1, 2)]
-    assert chosen[0] == chosen[1] != chosen[2]
-    assert [sum(map(len, one.values())) for one in chosen] == [4, 4, 4]
