@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -461,10 +460,3 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def wait_for_plan(output: Path, poll_s: float = 0.5) -> Plan:
-    """Wait until another process has frozen the plan."""
-    while not (plan_folder(output) / "plan.json").is_file():
-        time.sleep(poll_s)
-    return Plan(output)

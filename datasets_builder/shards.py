@@ -8,9 +8,11 @@ shard's plan, and the photographs that got no pair. So a finished shard needs no
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +61,7 @@ def write_shard(
     Returns:
         Number of rows. The same rows give the same bytes.
     """
-    temporary = path.parent.parent / WORK_FOLDER / "unfinished" / f"{path.name}.{os.getpid()}"
+    temporary = path.parent.parent / WORK_FOLDER / "unfinished" / f"{path.name}.{platform.node()}.{os.getpid()}"
     temporary.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -155,7 +157,17 @@ def claim(output: Path, name: str) -> Iterator[bool]:
 def remove_leftovers(output: Path) -> None:
     """Remove the unfinished files of processes of this machine that are no more."""
     folder = output / WORK_FOLDER / "unfinished"
-    for path in folder.glob("*") if folder.is_dir() else ():
+    for path in folder.glob(f"*.{glob.escape(platform.node())}.*") if folder.is_dir() else ():
         owner = path.name.rpartition(".")[2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and not _is_alive(int(owner)):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

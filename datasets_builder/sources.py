@@ -192,7 +192,8 @@ class StreamSource:
         attribution: the same for whom to name.
 
     Raises:
-        ValueError: no such split or column, several image columns and none chosen, or a column without bytes.
+        ValueError: the data set cannot be reached or has no such split; no such image column, or several and
+            none is chosen.
     """
 
     kind = "stream"
@@ -208,7 +209,10 @@ class StreamSource:
         attribution: str = "",
     ):
         self.name = name
-        stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        try:
+            stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        except (OSError, ValueError) as error:  # not there, not reached, no such configuration or split
+            raise ValueError(f"`photos` must be a folder, a list file or a data set; got {name}: {error}") from error
         assert isinstance(stream, IterableDataset)  # by streaming=True
         self.column = _image_column(stream, column, name)
         self.stream = stream.cast_column(self.column, Image(decode=False))
@@ -223,7 +227,7 @@ class StreamSource:
     def _photo(self, shard: int, row: int, record: dict[str, Any]) -> Photo:
         return Photo(
             locator=[shard, row],
-            source=f"{self.name}#{shard}:{row}",
+            source=f"{shown_name(self.name)}#{shard}:{row}",
             license=str(record.get(self.license, self.license) or ""),
             attribution=str(record.get(self.attribution, self.attribution) or ""),
         )
@@ -257,6 +261,11 @@ class StreamSource:
                 yield self._bytes(next(rows))
             except UnreadableSourceError as error:
                 yield error
+
+
+def shown_name(photos: str | Path) -> str:
+    """Return what the public may know of where photographs lie: of a path its last name, of a data set its name."""
+    return Path(photos).resolve().name if Path(photos).exists() else str(photos)
 
 
 def _image_column(stream: IterableDataset, column: str | None, name: str) -> str:

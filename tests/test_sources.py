@@ -93,7 +93,9 @@ def test_a_list_file_that_cannot_be_followed_is_refused(folder: Path, name: str,
 def test_no_photographs_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="`photos` must be a folder, a list file or a data set; got .*gone"):
         FolderSource(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match=r"`photos` must name at least one photograph \(.*\.jpg.*\); found none in "):
+    with pytest.raises(
+        FileNotFoundError, match=r"`photos` must name at least one photograph \(.*\.jpg.*\); found none in "
+    ):
         listed(FolderSource(tmp_path))
 
 
