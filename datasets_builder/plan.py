@@ -288,7 +288,7 @@ def plan_shard(photos: list[tuple[Photo, Examined]], options: BuildOptions) -> l
     Batches are numbered as they become complete when the photographs are read in order; those that stay incomplete
     come last, in the order of their first photograph. So a reader never holds more than one batch of each size.
     """
-    fills = [_fill(examined, options) for _, examined in photos]
+    fills = [fill_of(examined, options) for _, examined in photos]
     open_batches: dict[tuple[int, int, str], list[int]] = {}
     complete: list[list[int]] = []
     for place, ((_, examined), fill) in enumerate(zip(photos, fills, strict=True)):
@@ -316,7 +316,8 @@ def plan_shard(photos: list[tuple[Photo, Examined]], options: BuildOptions) -> l
     ]
 
 
-def _fill(examined: Examined, options: BuildOptions) -> str:
+def fill_of(examined: Examined, options: BuildOptions) -> str:
+    """Decide how the holes of a photograph are filled, by its size."""
     large = options.tiled_above is not None and max(examined.width, examined.height) > options.tiled_above
     return "tiled" if large else options.fill
 
