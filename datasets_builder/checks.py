@@ -32,8 +32,8 @@ from datasets import Features, Image
 from tqdm.auto import tqdm
 
 from datasets_builder.manifest import MANIFEST, REJECTED, read_manifest
-from datasets_builder.photo_files import strip_metadata
-from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, open_picture, pair_seed, photo_id, sentence
+from datasets_builder.photo_files import open_photo, strip_metadata
+from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, pair_seed, photo_id, sentence
 from datasets_builder.reading import choose_rows, read_plain_rows, read_whole_rows
 from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
 from datasets_builder.shards import file_digest, read_record
@@ -51,6 +51,8 @@ LARGEST_SCALE = ADS_CENTER + 2 * ADS_RADIUS  # share of the width
 WARP_TOLERANCE = 1  # levels of 255, see above
 MAPS = ("disparity", "confidence")
 MASKS = {"right_hole_mask": "hole_mask", "left_visible_mask": "visible_mask"}  # column -> kind of fault
+SHARD_CLAIMS = {"file": str, "rows": int, "bytes": int, "sha256": str}
+WARPED_BY = ("width", "height", "disparity_scale", "disparity_png_scale")  # numbers without which no pair is warped
 ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 
 
@@ -139,10 +141,10 @@ def read_claims(manifest: Mapping[str, Any]) -> Claims:
         counts = manifest["counts"]
         claims = Claims(
             options=BuildOptions(**manifest["options"]),
-            shards=[{key: one[key] for key in ("file", "rows", "bytes", "sha256")} for one in manifest["shards"]],
+            shards=[{key: kind(one[key]) for key, kind in SHARD_CLAIMS.items()} for one in manifest["shards"]],
             photos=int(counts["photos"]),
             pairs=int(counts["pairs"]),
-            rejected=dict(counts["rejected"]),
+            rejected={str(kind): int(number) for kind, number in dict(counts["rejected"]).items()},
             plan_digest=str(manifest["plan_digest"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -283,9 +285,7 @@ def scalar_faults(row: Mapping[str, Any], options: BuildOptions) -> Iterator[tup
         options: of the build.
     """
     where = f"row {row['id']}: "
-    bad = [
-        name for name, value in row.items() if value is None or (isinstance(value, float) and _is_not_finite(value))
-    ]
+    bad = [name for name, value in row.items() if not _is_finite(value)]
     if bad:
         yield "scalar", where + ", ".join(f"{name} is {row[name]}" for name in bad)
         return
@@ -310,8 +310,8 @@ def scalar_faults(row: Mapping[str, Any], options: BuildOptions) -> Iterator[tup
         yield "gate", f"{where}flip agreement {mean:g}; the manifest asks for {options.min_flip_agreement:g}"
 
 
-def _is_not_finite(value: float) -> bool:
-    return not math.isfinite(value)
+def _is_finite(value: Any) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _drawn_scale(seed: int) -> float:
@@ -328,11 +328,12 @@ def pair_faults(
         options: of the build.
         tolerance: levels of 255 by which the right image may differ from the warp.
 
-    Degenerate cases: a row whose pictures cannot be decoded, or have other forms than they must, is not warped.
+    Degenerate cases: a row whose pictures cannot be decoded, or have other forms than they must, or whose numbers
+    are missing, is not warped.
     """
     where = f"row {row['id']}: "
     opened: dict[str, PIL.Image.Image] = {}
-    sound = True
+    sound = all(_is_finite(row[name]) for name in WARPED_BY) and row["disparity_png_scale"] > 0
     for name in (name for name in row if isinstance(FEATURES[name], Image)):
         try:
             opened[name] = _open_upright(row[name])
@@ -345,7 +346,7 @@ def pair_faults(
             yield kind, f"{where}{name} {detail}"
     if "left_image" in opened:
         yield from _file_of_photo_faults(row, options)
-    if sound and row["disparity_png_scale"] > 0:
+    if sound:
         pair = decode_pair({**row, **opened})
         yield from ((kind, where + detail) for kind, detail in _map_faults(pair, options))
         yield from ((kind, where + detail) for kind, detail in _warp_faults(pair, tolerance))
@@ -355,7 +356,7 @@ def _open_upright(value: Mapping[str, Any]) -> PIL.Image.Image:
     """Decode a stored picture; raises exceptions of UNREADABLE."""
     if not value or not value["bytes"]:
         raise ValueError("it has no bytes")
-    with open_picture(value["bytes"]) as picture:
+    with open_photo(value["bytes"]) as picture:
         picture.load()
         return PIL.ImageOps.exif_transpose(picture)
 

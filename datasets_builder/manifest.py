@@ -106,6 +106,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"`folder` must hold a whole {MANIFEST}; got {path}: {error}.") from error
-    if manifest.get("format") != MANIFEST_FORMAT:
-        raise ValueError(f"`folder` must hold a {MANIFEST} of format {MANIFEST_FORMAT}; got {manifest.get('format')}.")
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != MANIFEST_FORMAT:
+        raise ValueError(f"`folder` must hold a {MANIFEST} of format {MANIFEST_FORMAT}; got {found}.")
     return manifest

@@ -111,6 +111,21 @@ def test_broken_manifest(folder: Path):
     assert "whole manifest.json" in only(folder, "manifest").detail
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 2}'])
+def test_manifest_of_another_format(folder: Path, content: str):
+    (folder / "manifest.json").write_text(content)
+    assert "manifest.json of format 1; got" in only(folder, "manifest").detail
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"options": {"weights": 1}}, {"shards": "none"}, {"shards": [{"file": 1}]}, {"counts": {"pairs": "many"}}],
+)
+def test_manifest_of_other_content(folder: Path, change: dict[str, Any]):
+    change_manifest(folder, lambda manifest: manifest.update(change))
+    assert "must be as this version writes it; " in only(folder, "manifest").detail
+
+
 @pytest.mark.parametrize("key", ["options", "shards", "counts", "plan_digest"])
 def test_manifest_without_a_part(folder: Path, key: str):
     change_manifest(folder, lambda manifest: manifest.pop(key))
@@ -211,7 +226,17 @@ def test_duplicate_ids_over_shards(folder: Path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_numbers_that_are_not_finite(folder: Path, name: str, value: Any):
     change_row(folder, **{name: value})
-    assert f"{name} is {value}" in next(f for f in check_build(folder, 0) if f.kind == "scalar").detail
+    found = check_build(folder, None)
+    assert [fault.kind for fault in found] == ["scalar"] and f"{name} is {value}" in found[0].detail, found
+
+
+@pytest.mark.parametrize("name", ["id", "seed", "width", "license"])
+def test_numbers_and_texts_that_are_missing(folder: Path, name: str):
+    changes: dict[str, Any] = {name: None}
+    change_row(folder, **changes)
+    found = check_build(folder, None)
+    assert f"{name} is None" in found[0].detail
+    assert {fault.kind for fault in found} == ({"scalar", "size"} if name == "width" else {"scalar"})
 
 
 def test_wrong_seed(folder: Path):
