@@ -35,7 +35,7 @@ from datasets_builder.manifest import MANIFEST, REJECTED, read_manifest
 from datasets_builder.photo_files import open_photo, strip_metadata
 from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, pair_seed, photo_id, sentence
 from datasets_builder.reading import choose_rows, read_plain_rows, read_whole_rows
-from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
+from datasets_builder.schema import FEATURES, LABEL_FEATURES, UNKNOWN_SEED, decode_pair
 from datasets_builder.shards import file_digest, read_record
 from pipeline_zerostereo import (
     ADS_CENTER,
@@ -50,6 +50,7 @@ SAMPLED_ROWS = 64
 LARGEST_SCALE = ADS_CENTER + 2 * ADS_RADIUS  # share of the width
 WARP_TOLERANCE = 1  # levels of 255, see above
 MAPS = ("disparity", "confidence")
+AGREEMENT = ("flip_agreement", "flip_agreement_min", "flip_agreement_max")
 MASKS = {"right_hole_mask": "hole_mask", "left_visible_mask": "visible_mask"}  # column -> kind of fault
 SHARD_CLAIMS = {"file": str, "rows": int, "bytes": int, "sha256": str}
 WARPED_BY = ("width", "height", "disparity_scale", "disparity_png_scale")  # numbers without which no pair is warped
@@ -284,30 +285,50 @@ def scalar_faults(row: Mapping[str, Any], options: BuildOptions) -> Iterator[tup
         row: the columns that are no pictures.
         options: of the build.
     """
-    where = f"row {row['id']}: "
-    bad = [name for name, value in row.items() if not _is_finite(value)]
+    where, imported = f"row {row['id']}: ", _is_imported(options)
+    bad = [name for name, value in row.items() if not _is_finite(value) and not (imported and name in AGREEMENT)]
     if bad:
         yield "scalar", where + ", ".join(f"{name} is {row[name]}" for name in bad)
         return
     if not ID.fullmatch(row["id"]):
         yield "id", f"{where}an id has {ID_DIGITS} hexadecimal digits"
-    if row["seed"] != pair_seed(options.seed, row["id"]):
-        yield "seed", f"{where}seed {row['seed']} does not follow from base seed {options.seed} and the id"
-    elif row["disparity_scale"] != _drawn_scale(row["seed"]):
-        yield "disparity_scale", f"{where}{row['disparity_scale']:g}; its seed draws {_drawn_scale(row['seed']):g}"
     if math.frexp(row["disparity_png_scale"])[0] != 0.5 or not 0 < row["disparity_png_scale"] <= PNG16_SCALE:
         rule = f"a power of two above 0 and at most {PNG16_SCALE:g}"
         yield "png_scale", f"{where}disparity_png_scale {row['disparity_png_scale']:g} is not {rule}"
-    least, mean, most = (row[f"flip_agreement{suffix}"] for suffix in ("_min", "", "_max"))
-    if not (0 <= least <= most <= 1 and least - 1e-5 <= mean <= most + 1e-5):  # a mean of float32 may round outside
-        yield "scalar", f"{where}flip agreement {mean:g} in {least:g} to {most:g} is not in order within [0, 1]"
+    yield from _imported_faults(row, where) if imported else _drawn_faults(row, options, where)
     if min(row["width"], row["height"]) < options.min_side:
         yield "scalar", f"{where}{row['width']} x {row['height']} px; the shorter side must be {options.min_side}"
     for name in ("weights_id", "pipeline_revision"):
         if row[name] != getattr(options, name):
             yield "scalar", f"{where}{name} {row[name]}; the manifest says {getattr(options, name)}"
+
+
+def _drawn_faults(row: Mapping[str, Any], options: BuildOptions, where: str) -> Iterator[tuple[str, str]]:
+    """Check what only the making of a pair can decide: its seed, its scale, its flip agreement."""
+    if row["seed"] != pair_seed(options.seed, row["id"]):
+        yield "seed", f"{where}seed {row['seed']} does not follow from base seed {options.seed} and the id"
+    elif row["disparity_scale"] != _drawn_scale(row["seed"]):
+        yield "disparity_scale", f"{where}{row['disparity_scale']:g}; its seed draws {_drawn_scale(row['seed']):g}"
+    least, mean, most = (row[f"flip_agreement{suffix}"] for suffix in ("_min", "", "_max"))
+    if not (0 <= least <= most <= 1 and least - 1e-5 <= mean <= most + 1e-5):  # a mean of float32 may round outside
+        yield "scalar", f"{where}flip agreement {mean:g} in {least:g} to {most:g} is not in order within [0, 1]"
     if options.min_flip_agreement is not None and mean < options.min_flip_agreement:
         yield "gate", f"{where}flip agreement {mean:g}; the manifest asks for {options.min_flip_agreement:g}"
+
+
+def _imported_faults(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    """Check that a row of another program's pair says so where ours have a seed and a flip agreement."""
+    known = [name for name in AGREEMENT if not math.isnan(row[name])]
+    if row["seed"] != UNKNOWN_SEED or known:
+        yield (
+            "scalar",
+            f"{where}an imported row has seed {UNKNOWN_SEED} and no flip agreement; got {row['seed']}, {known}",
+        )
+
+
+def _is_imported(options: BuildOptions) -> bool:
+    """Tell whether the pairs come from a folder in the layout of MfS35K; only those name no weights."""
+    return not options.weights_id
 
 
 def _is_finite(value: Any) -> bool:
@@ -322,6 +343,8 @@ def pair_faults(
     row: Mapping[str, Any], options: BuildOptions, tolerance: int = WARP_TOLERANCE
 ) -> Iterator[tuple[str, str]]:
     """Decode the pictures of a row, warp the pair again, and give kind and detail of each fault.
+
+    Pairs that were imported from a folder in the layout of MfS35K are not warped.
 
     Args:
         row: pictures as {"bytes": file}, without decoding.
@@ -349,7 +372,8 @@ def pair_faults(
     if sound:
         pair = decode_pair({**row, **opened})
         yield from ((kind, where + detail) for kind, detail in _map_faults(pair, options))
-        yield from ((kind, where + detail) for kind, detail in _warp_faults(pair, tolerance))
+        if not _is_imported(options):  # the official warp is another: it fills column 0
+            yield from ((kind, where + detail) for kind, detail in _warp_faults(pair, tolerance))
 
 
 def _open_upright(value: Mapping[str, Any]) -> PIL.Image.Image:

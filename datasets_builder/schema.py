@@ -27,6 +27,7 @@ from pipeline_zerostereo import StereoImageProcessor
 
 LARGEST_CODE = 65535
 CONFIDENCE_SCALE = 65534.0  # codes per unit of confidence: 1.0 is the largest code
+UNKNOWN_SEED = -1  # of pairs that another program made; ours are at least 0
 PREVIEW_SIDE = 384  # px, longest side of each half of the preview
 PREVIEW_QUALITY = 80  # JPEG quality of the preview
 RUN_LENGTHS = 3  # zlib's Z_RLE: maps and photographs take half the time, and at most 9 % more bytes, than by default
