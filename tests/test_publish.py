@@ -10,6 +10,7 @@ import pytest
 
 from datasets_builder import publish
 from datasets_builder.dataset_card import GENERATED
+from datasets_builder.hub_upload import ReadBackError, read_back
 from datasets_builder.manifest import read_manifest
 from datasets_builder.reading import read_whole_rows
 from datasets_builder.schema import decode_pair
@@ -163,6 +164,9 @@ def test_a_card_of_your_own_is_kept(folder: Path, capsys):
     (folder / "README.md").write_text("Mine.\n")
     assert publish.main([str(folder), "me/pairs", "--dry-run"]) == 2
     assert "`README.md` must state a license in its front matter" in capsys.readouterr().err
+    (folder / "README.md").write_text("---\nlicense: [\n---\n\nMine.\n")
+    assert publish.main([str(folder), "me/pairs", "--dry-run"]) == 2
+    assert "`README.md` must begin with YAML between two lines of ---" in capsys.readouterr().err
 
 
 def test_what_cannot_be_followed_is_refused(folder: Path, tmp_path: Path, capsys):
@@ -187,6 +191,17 @@ def test_a_build_without_pairs_is_refused(tmp_path: Path, capsys):
     assert "`DIR` must hold at least one pair" in capsys.readouterr().err
 
 
+def test_reading_back_finds_what_differs(clean: Path, folder: Path):
+    """A folder stands for the repository: `load_dataset` streams both in the same way."""
+    assert read_back(clean, str(clean), "main", 10) == 10 and read_back(clean, str(folder), "main", 99) == 13
+    change_row(folder, 1, seed=5, preview=b"another")
+    with pytest.raises(ReadBackError, match=r"row [0-9a-f]{16} differs in \['preview', 'seed'\]"):
+        read_back(clean, str(folder), "main", 2)
+    shard_path(folder, 6).unlink()
+    with pytest.raises(ReadBackError, match="must give 13 rows by streaming; got 12"):
+        read_back(clean, str(folder), "main", 13)
+
+
 # --- on the loopback Hub ---
 
 
@@ -203,6 +218,7 @@ def test_a_build_is_published_in_bad_weather_and_read_by_others(hub, folder, tmp
     python = {"home": tmp_path / "home", "PYTHONPATH": str(ROOT)}
     printed = hub.run_python(COMMON + FLAKY, folder, **python)
     assert conflict.remaining == 0
+    assert hub.requests("^POST /api/validate-yaml"), "the client lets the Hub check the front matter"
     assert "waits [1.0, 1.0, 2.0, 4.0]" in printed
     assert [request.status for request in hub.requests("/commit/main$")] == [503, 503, 412, 200]
 
