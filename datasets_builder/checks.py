@@ -32,8 +32,8 @@ from datasets import Features, Image
 from tqdm.auto import tqdm
 
 from datasets_builder.manifest import MANIFEST, REJECTED, read_manifest
-from datasets_builder.photo_files import strip_metadata
-from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, open_picture, pair_seed, photo_id, sentence
+from datasets_builder.photo_files import open_photo, strip_metadata
+from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, pair_seed, photo_id, sentence
 from datasets_builder.reading import choose_rows, read_plain_rows, read_whole_rows
 from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
 from datasets_builder.shards import file_digest, read_record
@@ -356,7 +356,7 @@ def _open_upright(value: Mapping[str, Any]) -> PIL.Image.Image:
     """Decode a stored picture; raises exceptions of UNREADABLE."""
     if not value or not value["bytes"]:
         raise ValueError("it has no bytes")
-    with open_picture(value["bytes"]) as picture:
+    with open_photo(value["bytes"]) as picture:
         picture.load()
         return PIL.ImageOps.exif_transpose(picture)
 

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if elsewhere:
         print(f"{len(elsewhere)} shards are in the hands of other processes; the last one to end writes {MANIFEST}.")
         return 0
-    return finish(plan, done == plan.photo_count and not options.retry_rejected)
+    return finish(plan, done == plan.photo_count and not options.retry_rejected, options.layout)
 
 
 def retry(plan: Plan, fill: str, source: Source, worker: Worker) -> None:

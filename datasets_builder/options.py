@@ -18,6 +18,7 @@ import torch
 
 from datasets_builder.building import Source
 from datasets_builder.manifest import MANIFEST, REJECTED, unfinished_shards, write_manifest
+from datasets_builder.mfs35k_rows import LAYOUT_FOLDER, write_layout
 from datasets_builder.pairs import pipeline_revision, weights_id
 from datasets_builder.plan import BuildOptions, Plan, make_plan, plan_folder
 from datasets_builder.shards import claim
@@ -69,7 +70,7 @@ class BuildRequest:
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of everything that a BuildRequest holds, and of `--retry-rejected`."""
+    """Return a parser of everything that a BuildRequest holds, of `--retry-rejected` and of `--layout`."""
     defaults = BuildRequest(photos="", output="")
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -131,11 +132,22 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         action="store_true",
         help="take up photographs again that did not fit into memory, with --fill",
     )
+    work.add_argument(
+        "--layout",
+        choices=(LAYOUT_FOLDER,),
+        help=f"also write the pairs as files for the official training code, with a list, to OUTPUT/{LAYOUT_FOLDER}",
+    )
     return parser
 
 
 def read_request(options: argparse.Namespace) -> BuildRequest:
-    """Return what a command line asks for."""
+    """Return what a command line asks for.
+
+    Raises:
+        ValueError: a layout that needs pictures, of a build without them.
+    """
+    if options.layout and options.labels_only:
+        raise ValueError(f"`--layout {options.layout}` needs pictures; got --labels-only. Choose one of them.")
     names = {field.name for field in dataclasses.fields(BuildRequest)}
     return BuildRequest(**{name: value for name, value in vars(options).items() if name in names})
 
@@ -214,12 +226,19 @@ def finished_photos(plan: Plan) -> int:
     return sum(len(plan.shard(index)) for index in range(plan.shard_count) if index not in unfinished)
 
 
-def finish(plan: Plan, nothing_new: bool) -> int:
-    """Write the manifest unless it is there and nothing is new; say what came out."""
-    output = plan.output
-    if nothing_new and (output / MANIFEST).is_file():
-        print(f"{output} is complete; nothing to do.")
-        return 0
+def finish(plan: Plan, nothing_new: bool, layout: str | None = None) -> int:
+    """Write the manifest unless it is there and nothing is new; say what came out; write the layout."""
+    if nothing_new and (plan.output / MANIFEST).is_file():
+        print(f"{plan.output} is complete; nothing to do.")
+    else:
+        _write_and_say(plan)
+    if layout is not None:
+        count = write_layout(plan.output, plan.output / layout)
+        print(f"{count} pairs in {plan.output / layout} for the official training code")
+    return 0
+
+
+def _write_and_say(plan: Plan) -> None:
     manifest = write_manifest(plan)
     counts = manifest["counts"]
     size = sum(shard["bytes"] for shard in manifest["shards"])
@@ -228,5 +247,4 @@ def finish(plan: Plan, nothing_new: bool) -> int:
     )
     if counts["rejected"]:
         listed = ", ".join(f"{number} {kind}" for kind, number in counts["rejected"].items())
-        print(f"rejected: {listed}; see {output / REJECTED}")
-    return 0
+        print(f"rejected: {listed}; see {plan.output / REJECTED}")

@@ -20,11 +20,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from datasets_builder.photo_files import strip_metadata
 from torch import Tensor
 
 import pipeline_zerostereo
-from datasets_builder.plan import UNREADABLE, PlannedPhoto, open_picture, pair_seed, photo_id, sentence
+from datasets_builder.photo_files import open_photo, strip_metadata
+from datasets_builder.plan import UNREADABLE, PlannedPhoto, pair_seed, photo_id, sentence
 from datasets_builder.schema import (
     FEATURES,
     LABEL_FEATURES,
@@ -109,7 +109,7 @@ def decode_photo(data: bytes, photo: PlannedPhoto, keep_metadata: bool = False) 
         raise UnusablePhotoError("changed", "the file is not the one that was planned; its bytes have changed since")
     try:
         published = data if keep_metadata else strip_metadata(data).data
-        with open_picture(published) as picture:
+        with open_photo(published) as picture:
             picture.load()
             upright = PIL.ImageOps.exif_transpose(picture)
             photographs = StereoImageProcessor.load(picture)

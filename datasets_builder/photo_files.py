@@ -48,7 +48,8 @@ JPEG_DESCRIPTIONS = frozenset(range(JPEG_APP0, JPEG_APP0 + 16)) | {JPEG_COM}
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {JPEG_DHT, JPEG_DAC, 0xC8}  # SOF0 ... SOF15; 0xC8 is reserved
 JPEG_CODED = JPEG_FRAMES | {JPEG_SOS, JPEG_DQT, JPEG_DHT, JPEG_DAC, JPEG_DNL, JPEG_DRI}
 JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker that is neither a stuffed 0xFF nor a restart
-JFIF_LENGTH = 12  # bytes of a JFIF segment before the size of its thumbnail
+# Decoders take no notice of shorter ones.
+JFIF_LENGTH = 12  # bytes of a JFIF segment before the size of its thumbnail, which is two more
 ADOBE_LENGTH = 12  # bytes of Adobe's segment; the last decides the colour transform
 PROFILE_PART = 65533 - 14  # bytes of a colour profile in one JPEG segment, behind its name and numbers
 
@@ -66,6 +67,9 @@ PNG_LONGEST = {
 }
 PNG_KEPT = PNG_LONGEST.keys() | {b"IDAT"}
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"}  # modes of Pillow whose every bit a PNG holds
+
+# EPS and WMF are programs that another program would run; the others are containers that Pillow recognises, not reads.
+NOT_PHOTOGRAPHS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 WEBP_HAS_PROFILE, WEBP_HAS_ALPHA, WEBP_HAS_EXIF = 0x20, 0x10, 0x08  # flags of VP8X
 
@@ -160,7 +164,7 @@ def _errors_of_pillow() -> Iterator[None]:
 def _look_at(data: bytes, load: bool = False) -> tuple[PIL.Image.Image, _Kept]:
     """Open a photograph and read what is kept of its metadata; of a PNG, some of that may stand behind the pixels."""
     with _errors_of_pillow():
-        image = _open(data)
+        image = open_photo(data)
         if load:
             image.load()
         value = image.getexif().get(ORIENTATION_TAG, 1)
@@ -168,10 +172,21 @@ def _look_at(data: bytes, load: bool = False) -> tuple[PIL.Image.Image, _Kept]:
     return image, _Kept(orientation, _colour_profile(image.info))
 
 
-def _open(data: bytes) -> PIL.Image.Image:
-    """Open a photograph of any format that Pillow reads, or HEIC."""
+def photo_formats() -> list[str]:
+    """Return the names of all formats that Pillow reads here and that can hold a photograph."""
+    PIL.Image.init()
+    return sorted(PIL.Image.OPEN.keys() - NOT_PHOTOGRAPHS)
+
+
+def open_photo(data: bytes) -> PIL.Image.Image:
+    """Open a photograph of one of `photo_formats`, or HEIC through the package pillow-heif; decodes nothing yet.
+
+    Raises:
+        PIL.UnidentifiedImageError and others: it is none; Pillow raises nearly anything at damaged bytes.
+        ImportError: a HEIC file, and pillow-heif is not installed.
+    """
     try:
-        return PIL.Image.open(io.BytesIO(data))
+        return PIL.Image.open(io.BytesIO(data), formats=photo_formats())
     except PIL.UnidentifiedImageError:
         if data[4:8] != b"ftyp" or data[8:12] not in HEIC_BRANDS:
             raise
@@ -214,15 +229,17 @@ def _orientation_block(orientation: int) -> bytes:
 
 def _join_jpeg(segments: list[tuple[int, bytes, bytes]], kept: _Kept) -> bytes:
     """Return a JPEG of the kept segments: JFIF, orientation, profile, then the coded picture as it was."""
-    jfif, coded, markers = [], [], set()
+    jfif, coded, scanned = [], [], False
     for marker, payload, scan in segments:
-        if marker == JPEG_APP0 and payload.startswith(b"JFIF\0") and JPEG_SOS not in markers:
-            jfif.append(_jpeg_segment(marker, payload[:JFIF_LENGTH] + b"\0\0"))
-        elif marker == JPEG_APP14 and payload.startswith(b"Adobe") and JPEG_SOS not in markers:
-            coded.append(_jpeg_segment(marker, payload[:ADOBE_LENGTH]))
-        elif marker in JPEG_CODED:
+        if marker in JPEG_CODED:
             coded.append(_jpeg_segment(marker, payload) + scan)
-        markers.add(marker)
+            scanned = scanned or marker == JPEG_SOS
+        elif scanned:
+            continue  # decoders choose the colours before the first scan
+        elif marker == JPEG_APP0 and payload.startswith(b"JFIF\0") and len(payload) >= JFIF_LENGTH + 2:
+            jfif.append(_jpeg_segment(marker, payload[:JFIF_LENGTH] + b"\0\0"))
+        elif marker == JPEG_APP14 and payload.startswith(b"Adobe") and len(payload) >= ADOBE_LENGTH:
+            coded.append(_jpeg_segment(marker, payload[:ADOBE_LENGTH]))
     described = []
     if kept.orientation != 1:
         described.append(_jpeg_segment(JPEG_APP1, b"Exif\0\0" + _orientation_block(kept.orientation)))

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
-import io
 import json
 import os
 import re
@@ -29,7 +27,8 @@ from typing import Any, Literal, NamedTuple
 import PIL.Image
 from tqdm.auto import tqdm
 
-from datasets_builder.sources import FolderSource, Photo, StreamSource, UnreadableSourceError, photo_formats
+from datasets_builder.photo_files import open_photo
+from datasets_builder.sources import FolderSource, Photo, StreamSource, UnreadableSourceError
 from pipeline_zerostereo import FILLS
 
 WORK_FOLDER = ".build"  # hidden: `load_dataset` reads nothing below it
@@ -185,7 +184,7 @@ def examine(data: bytes, options: BuildOptions) -> Examined | Rejection:
     if not data:
         return Rejection("", "unreadable", "the file is empty", id)
     try:
-        with open_picture(data) as picture:
+        with open_photo(data) as picture:
             width, height = picture.size
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             turned = picture.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
@@ -200,18 +199,6 @@ def examine(data: bytes, options: BuildOptions) -> Examined | Rejection:
         reason = f"{width} x {height} px; at most {options.max_megapixels:g} megapixels are taken"
         return Rejection("", "too_large", reason, id)
     return Examined(id, height, width) if turned else Examined(id, width, height)
-
-
-def open_picture(data: bytes) -> PIL.Image.Image:
-    """Open a photograph from its bytes; HEIC through pillow-heif.
-
-    Raises:
-        Exceptions of UNREADABLE: it is no picture that Pillow reads.
-    """
-    if data[4:8] == b"ftyp":
-        pillow_heif: Any = importlib.import_module("pillow_heif")  # optional: requirements-extras.txt
-        return pillow_heif.open_heif(io.BytesIO(data)).to_pillow()
-    return PIL.Image.open(io.BytesIO(data), formats=photo_formats())
 
 
 def sentence(error: Exception) -> str:

@@ -246,7 +246,7 @@ def run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 1
-    return finish(plan, not unfinished and not options.retry_rejected)
+    return finish(plan, not unfinished and not options.retry_rejected, options.layout)
 
 
 def build_on_cluster(

@@ -19,11 +19,11 @@ import PIL.Image
 from datasets import Image, IterableDataset, load_dataset
 from datasets.utils.file_utils import xopen
 
+from datasets_builder.photo_files import photo_formats
+
 LIST_SUFFIXES = (".txt", ".csv", ".jsonl")
 LIST_COLUMNS = ("path", "source", "license", "attribution")
 HEIC_SUFFIXES = (".heic", ".heif")
-# EPS and WMF are programs that another program would run; the others are containers that Pillow recognises, not reads.
-NOT_PHOTOGRAPHS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 
 class Photo(NamedTuple):
@@ -126,12 +126,6 @@ class FolderSource:
                 yield self.read(locator)
             except UnreadableSourceError as error:
                 yield error
-
-
-def photo_formats() -> list[str]:
-    """Return the names of all formats that Pillow reads here and that can hold a photograph."""
-    PIL.Image.init()
-    return sorted(PIL.Image.OPEN.keys() - NOT_PHOTOGRAPHS)
 
 
 def photo_suffixes() -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
+import pillow_heif
 
 WIDTH, HEIGHT = 96, 72
 PLANTED = b"PLANTED-SERIAL-4711"  # stands in metadata, must not be published
@@ -46,6 +47,13 @@ def planted_exif(orientation: int = 1) -> PIL.Image.Exif:
     return exif
 
 
+def heic(image: PIL.Image.Image) -> bytes:
+    """The bytes of a HEIC file with a serial number in its EXIF."""
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=90, exif=planted_exif().tobytes())
+    return file.getvalue()
+
+
 def bomb(width: int = 20_000, height: int = 10_000) -> bytes:
     """A PNG of 200 megapixels in a few kilobytes."""
 
@@ -74,6 +82,8 @@ def usable_photos() -> dict[str, bytes]:
         "picture.tif": encoded(picture(9), "TIFF", compression="tiff_lzw"),
         "still.gif": encoded(picture(10).quantize(32), "GIF"),
         "wrong_suffix.jpg": encoded(picture(11), "PNG"),
+        "picture.avif": encoded(picture(13), "AVIF", exif=planted_exif()),
+        "phone.heic": heic(picture(14)),
         "print.jpg": encoded(picture(12).convert("CMYK"), "JPEG", quality=90),  # no profile: one conversion is known
     }
 

@@ -20,6 +20,7 @@ from datasets_builder.pairs import (
     pipeline_revision,
     weights_id,
 )
+from datasets_builder.photo_files import open_photo
 from datasets_builder.plan import PlannedPhoto, photo_id
 from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
 from pipeline_zerostereo import Photographs, ZeroStereoPipeline, forward_warp, sample_disparity_scale
@@ -59,7 +60,7 @@ def test_a_reader_sees_the_pixels_that_the_pipeline_saw(name: str):
     decoded = decode_photo(data, planned(data))
     seen = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(decoded.published))).convert("RGB"))
     used = (decoded.photographs.pixels[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    original = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))).convert("RGB"))
+    original = np.asarray(PIL.ImageOps.exif_transpose(open_photo(data)).convert("RGB"))
     assert seen.shape == (72, 96, 3)
     assert np.array_equal(seen, used) and np.array_equal(seen, original)
 

@@ -15,6 +15,7 @@ import PIL.ImageOps
 import pytest
 
 from datasets_builder.photo_files import PhotoFile, strip_metadata
+from pipeline_zerostereo import StereoImageProcessor
 
 H, W = 23, 37
 ORIENTATION = 274
@@ -291,7 +292,7 @@ def without_jfif(jpeg: bytes, adobe_transform: int | None) -> bytes:
 JPEGS = {
     "progressive": lambda: encoded(picture(), "JPEG", progressive=True),
     "grey": lambda: encoded(picture("L"), "JPEG"),
-    "restarts": lambda: encoded(picture(), "JPEG", restart_marker_blocks=2),
+    "restarts": lambda: encoded(picture(), "JPEG", subsampling=0, restart_marker_blocks=1),
     "full chroma": lambda: encoded(picture(), "JPEG", subsampling=0, quality=97, optimize=True),
     "cmyk": lambda: encoded(picture("CMYK"), "JPEG"),
     "rgb": lambda: encoded(picture(), "JPEG", keep_rgb=True),
@@ -327,6 +328,14 @@ def test_bytes_behind_the_meaning_of_kept_segments_go():
     clean = JPEGS["adobe rgb"]()
     longer = jpeg_segment(0xEE, clean[6:18] + MAKER)
     assert strip_metadata(clean[:2] + longer + clean[18:]).data == clean
+
+
+def test_segments_too_short_to_have_a_meaning_go():
+    clean = JPEGS["no jfif"]()
+    short = jpeg_segment(0xE0, b"JFIF\0" + bytes(8)) + jpeg_segment(0xEE, b"Adobe" + bytes(6))
+    data = clean[:2] + short + clean[2:]
+    assert strip_metadata(data).data == clean
+    assert_same_photo(data, strip_metadata(data))
 
 
 def test_a_comment_between_scans_goes():
@@ -367,7 +376,7 @@ def test_a_profile_ends_where_it_says(format: str):
 
 
 @pytest.mark.parametrize("format", PLANT)
-@pytest.mark.parametrize("profile", [PROFILE[:-1], b"\0\0\0\x80" + bytes(124), PROFILE[:100]])
+@pytest.mark.parametrize("profile", [PROFILE[:-1], b"\0\0\0\x80" + bytes(124), b"\0\0\0\x7f" + PROFILE[4:]])
 def test_a_damaged_profile_is_refused(format: str, profile: bytes):
     with pytest.raises(ValueError, match=rf"`data` must have a whole colour profile.*one of {len(profile)} bytes"):
         strip_metadata(CLEAN[format](icc_profile=profile))
@@ -464,10 +473,13 @@ OTHERS = {
     "cmyk tiff": ("TIFF", lambda: tiff_with_plants(picture("CMYK"), icc_profile=PROFILE)),
     "turned cmyk tiff": ("TIFF", lambda: tiff_with_plants(picture("CMYK"), orientation=5)),
     "lab tiff": ("TIFF", lambda: tiff_with_plants(lab())),
-    "float tiff": ("TIFF", lambda: tiff_with_plants(PIL.Image.fromarray(np.linspace(0, 9, 12, np.float32)[None] / 7))),
+    "float tiff": (
+        "TIFF",
+        lambda: tiff_with_plants(PIL.Image.fromarray(np.linspace(0, 9, 12, dtype=np.float32)[None] / 7)),
+    ),
     "bmp": ("PNG", lambda: encoded(picture(), "BMP") + TRAILER),
     "1-bit bmp": ("PNG", lambda: encoded(picture("1"), "BMP")),
-    "gif": ("PNG", lambda: encoded(picture("P"), "GIF", comment=COMMENT, transparency=5)),
+    "gif": ("PNG", lambda: encoded(picture("P"), "GIF", comment=COMMENT, transparency=picture("P").getpixel((3, 2)))),
     "animated gif": (
         "PNG",
         lambda: encoded(picture("P"), "GIF", save_all=True, append_images=[PIL.Image.fromarray(SECOND_PIXELS)]),
@@ -520,17 +532,20 @@ def test_turned_tiff_is_upright():
     assert upright.size == (H, W) and np.array_equal(np.asarray(upright), np.rot90(np.asarray(picture()), -1))
 
 
-def test_heic_is_packed_anew(require):
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_is_packed_anew_as_the_pipeline_opens_it(require, tmp_path, orientation: int):
     pillow_heif = require("pillow_heif")
-    file = io.BytesIO()
-    pillow_heif.from_pillow(picture()).save(file, exif=b"Exif\0\0" + planted_exif(1), xmp=planted_xmp(), quality=80)
-    data = file.getvalue()
-    assert SERIAL in data and XMP_TEXT in data
+    exif = b"Exif\0\0" + planted_exif(orientation)
+    path = tmp_path / "photo.heic"
+    pillow_heif.from_pillow(picture()).save(path, exif=exif, xmp=planted_xmp(), quality=80)
+    data = path.read_bytes()
+    assert SERIAL in data and XMP_TEXT in data and GPS_NUMBERS in data
     photo = strip_metadata(data)
     assert (photo.format, photo.repacked) == ("PNG", True)
     assert_stripped(photo.data)
-    expected = pillow_heif.open_heif(io.BytesIO(data)).to_pillow()
-    assert np.array_equal(np.asarray(opened(photo.data)), np.asarray(expected))
+    expected = PIL.ImageOps.exif_transpose(StereoImageProcessor.open(path))
+    assert expected.size == ((W, H) if orientation == 1 else (H, W))
+    assert np.array_equal(np.asarray(PIL.ImageOps.exif_transpose(opened(photo.data))), np.asarray(expected))
 
 
 def test_heic_without_its_package_says_what_to_install(monkeypatch):
@@ -539,11 +554,47 @@ def test_heic_without_its_package_says_what_to_install(monkeypatch):
         strip_metadata(b"\0\0\0\x18ftypheic")
 
 
+def test_the_transparent_colour_of_a_gif_stays():
+    assert np.asarray(opened(strip_metadata(OTHERS["gif"][1]()).data).convert("RGBA"))[2, 3, 3] == 0
+
+
+def open_once_as(image: PIL.Image.Image, monkeypatch) -> None:
+    """Let Pillow open empty bytes as the given image: few files of such a mode can be written here."""
+    pillow_open = PIL.Image.open
+
+    def open_file(file: io.BytesIO, **options) -> PIL.Image.Image:
+        return pillow_open(file, **options) if file.getvalue() else image
+
+    monkeypatch.setattr(PIL.Image, "open", open_file)
+
+
 def test_pixels_that_no_container_holds_are_refused(monkeypatch):
-    image = picture("YCbCr")
-    image.format = "JPEG2000"
-    monkeypatch.setattr(PIL.Image, "open", lambda file, open=PIL.Image.open: open(file) if file.tell() else image)
+    open_once_as(picture("YCbCr"), monkeypatch)
     with pytest.raises(ValueError, match="pixels that a PNG or TIFF holds; it is of Pillow's mode 'YCbCr'"):
+        strip_metadata(b"")
+
+
+def test_a_turned_picture_that_only_a_tiff_holds_is_upright(monkeypatch):
+    image = picture("CMYK")
+    image.getexif()[ORIENTATION] = 6
+    open_once_as(image, monkeypatch)
+    photo = strip_metadata(b"")
+    assert (photo.format, dict(opened(photo.data).getexif()).get(ORIENTATION, 1)) == ("TIFF", 1)
+    assert np.array_equal(np.asarray(opened(photo.data)), np.rot90(np.asarray(picture("CMYK")), -1))
+
+
+def test_a_palette_that_comes_back_otherwise_is_refused(monkeypatch):
+    image = picture("P")
+    save = PIL.Image.Image.save
+
+    def save_inverted(self, *arguments, **options):
+        inverted = self.copy()
+        inverted.putpalette(bytes(255 - value for value in self.getpalette()))
+        save(inverted, *arguments, **options)
+
+    open_once_as(image, monkeypatch)
+    monkeypatch.setattr(PIL.Image.Image, "save", save_inverted)
+    with pytest.raises(ValueError, match="pixels that a PNG or TIFF holds; it is of Pillow's mode 'P'"):
         strip_metadata(b"")
 
 
@@ -637,6 +688,15 @@ def test_damaged_files_are_refused(name: str):
         strip_metadata(data)
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])  # of a JPEG, Pillow takes it for absent
+def test_exif_that_is_none_is_refused_as_the_pipeline_refuses_it(format: str):
+    data = PLANT[format](CLEAN[format](), b"neither II nor MM stands here")
+    with pytest.raises(Exception, match="not a TIFF file"):
+        StereoImageProcessor.load(PIL.Image.open(io.BytesIO(data)))
+    with pytest.raises(ValueError, match="Pillow reads; SyntaxError: not a TIFF file"):
+        strip_metadata(data)
+
+
 @pytest.mark.parametrize("data", [b"", b"This is a text.\n", bytes(500)])
 def test_what_is_no_photograph_is_refused(data: bytes):
     with pytest.raises(ValueError, match="it is of no format that Pillow reads") as caught:
@@ -651,7 +711,7 @@ def test_a_bomb_is_refused(monkeypatch):
 
 
 def test_lack_of_memory_is_not_the_photographs_fault(monkeypatch):
-    def fail(file):
+    def fail(file, **options):
         raise MemoryError
 
     monkeypatch.setattr(PIL.Image, "open", fail)
@@ -679,6 +739,7 @@ def check_survivor(data: bytes) -> bool:
         except ValueError:
             return False
     assert_stripped(photo.data)
+    assert strip_metadata(photo.data) == photo
     before = decoded(data)
     if before is not None:
         assert np.array_equal(before, np.asarray(opened(photo.data)))

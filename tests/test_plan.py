@@ -2,12 +2,11 @@
 """The frozen plan: verdicts on the heads of photographs, ids, seeds, shards and batches."""
 
 import hashlib
-import io
 from pathlib import Path
 
-import PIL.Image
 import pytest
 
+from datasets_builder.photo_files import open_photo
 from datasets_builder.plan import (
     BuildOptions,
     Examined,
@@ -54,7 +53,7 @@ def test_a_seed_depends_on_base_seed_and_id_only():
 def test_usable_photographs_are_measured_upright(name: str):
     data = usable_photos()[name]
     assert examine(data, OPTIONS) == Examined(photo_id(data), 96, 72)
-    stored = PIL.Image.open(io.BytesIO(data)).size
+    stored = open_photo(data).size
     assert stored == ((72, 96) if "turned" in name else (96, 72))  # EXIF stands the turned one upright
 
 

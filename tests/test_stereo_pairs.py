@@ -145,7 +145,7 @@ def test_options_of_a_frozen_plan_are_kept(builder: StereoPairs, photos: Path, t
 def test_every_option_of_the_command_is_one_of_the_configuration():
     command = vars(build_parser("").parse_args(["--photos", "p", "--output", "o"]))
     configured = set(StereoPairs.BUILDER_CONFIG_CLASS.__dataclass_fields__)
-    assert set(command) - configured == {"retry_rejected"}
+    assert set(command) - configured == {"retry_rejected", "layout"}
     config = StereoPairs.BUILDER_CONFIG_CLASS(photos="p", output=Path("o"))
     known = {name: value for name, value in command.items() if name in configured}
     assert {name: getattr(config, name) for name in known} == {**known, "weights": DEFAULT_WEIGHTS}
