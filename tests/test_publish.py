@@ -2,11 +2,11 @@
 """Publishing on a loopback Hub: every client is a process of its own. What needs no network runs here, offline."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_dataset
 
 from datasets_builder import publish
 from datasets_builder.dataset_card import GENERATED
@@ -17,6 +17,7 @@ from datasets_builder.schema import decode_pair
 from tests.loopback_hub import LoopbackHub
 from tests.odd_photos import plain_photos, write_photos
 from tests.small_builds import build, change_row, copy_build, shard_path
+from tests.test_repository import code_blocks
 
 ROOT = Path(publish.__file__).resolve().parent.parent
 
@@ -136,6 +137,7 @@ def test_a_dry_run_writes_the_card_and_uploads_nothing(folder: Path, capsys):
     assert "would be uploaded to me/pairs: 12 files, " in printed and "rejected" not in printed
     assert GENERATED in (folder / "README.md").read_text() and (folder / "assets" / "disparity.png").is_file()
     assert not [path for path in folder.rglob(".*") if path.is_file()], "no temporary file stays"
+    assert len(list(load_dataset(str(folder), split="train", streaming=True))) == 13, "by the card's own data files"
 
 
 def test_a_build_with_faults_is_not_published(folder: Path, capsys):
@@ -205,10 +207,6 @@ def test_reading_back_finds_what_differs(clean: Path, folder: Path):
 # --- on the loopback Hub ---
 
 
-def code_blocks(markdown: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
-
-
 @pytest.mark.slow
 def test_a_build_is_published_in_bad_weather_and_read_by_others(hub, folder, tmp_path):
     hub.fail("^POST /api/repos/create", times=1, status=503)
@@ -234,7 +232,7 @@ def test_a_build_is_published_in_bad_weather_and_read_by_others(hub, folder, tmp
     assert "0 files new or changed; 10 rows read back" in printed
 
     # Somebody else, with an empty cache, runs what stands on the card.
-    blocks = json.dumps(code_blocks((folder / "README.md").read_text()))
+    blocks = json.dumps(code_blocks((folder / "README.md").read_text(), "python"))
     target, other = tmp_path / "found.npz", {"home": tmp_path / "other", "PYTHONPATH": str(ROOT)}
     assert hub.run_python(READ, target, blocks, **other).split() == ["13", "True", "13"]
     (row,) = read_whole_rows(shard_path(folder), [0])
