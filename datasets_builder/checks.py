@@ -35,7 +35,7 @@ from datasets import Features, Image
 from tqdm.auto import tqdm
 
 from datasets_builder.manifest import MANIFEST, REJECTED, read_manifest
-from datasets_builder.mfs35k_rows import UNKNOWN_SEED, MfsSource
+from datasets_builder.mfs35k_rows import MfsSource
 from datasets_builder.photo_files import open_photo, strip_metadata
 from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, pair_seed, photo_id, sentence
 from datasets_builder.reading import choose_rows, read_plain_rows, read_whole_rows
@@ -54,7 +54,6 @@ SAMPLED_ROWS = 64
 LARGEST_SCALE = ADS_CENTER + 2 * ADS_RADIUS  # share of the width
 WARP_TOLERANCE = 1  # levels of 255, see above
 MAPS = ("disparity", "confidence")
-AGREEMENT = ("flip_agreement", "flip_agreement_min", "flip_agreement_max")
 MASKS = {"right_hole_mask": "hole_mask", "left_visible_mask": "visible_mask"}  # column -> kind of fault
 SHARD_CLAIMS = {"file": str, "rows": int, "bytes": int, "sha256": str}
 AGREEMENTS = ("flip_agreement", "flip_agreement_min", "flip_agreement_max")
@@ -296,14 +295,9 @@ def scalar_faults(row: Mapping[str, Any], options: BuildOptions, imported: bool 
         options: of the build.
         imported: whether the pairs were made elsewhere.
     """
-<<<<<<< HEAD
-    where, imported = f"row {row['id']}: ", _is_imported(options)
-    bad = [name for name, value in row.items() if not _is_finite(value) and not (imported and name in AGREEMENT)]
-=======
     where = f"row {row['id']}: "
     unknown = AGREEMENTS if imported else ()
     bad = [name for name, value in row.items() if name not in unknown and not _is_finite(value)]
->>>>>>> publish
     if bad:
         yield "scalar", where + ", ".join(f"{name} is {row[name]}" for name in bad)
         return
@@ -312,28 +306,11 @@ def scalar_faults(row: Mapping[str, Any], options: BuildOptions, imported: bool 
     if math.frexp(row["disparity_png_scale"])[0] != 0.5 or not 0 < row["disparity_png_scale"] <= PNG16_SCALE:
         rule = f"a power of two above 0 and at most {PNG16_SCALE:g}"
         yield "png_scale", f"{where}disparity_png_scale {row['disparity_png_scale']:g} is not {rule}"
-<<<<<<< HEAD
-    yield from _imported_faults(row, where) if imported else _drawn_faults(row, options, where)
-=======
->>>>>>> publish
     if min(row["width"], row["height"]) < options.min_side:
         yield "scalar", f"{where}{row['width']} x {row['height']} px; the shorter side must be {options.min_side}"
     for name in ("weights_id", "pipeline_revision"):
         if row[name] != getattr(options, name):
             yield "scalar", f"{where}{name} {row[name]}; the manifest says {getattr(options, name)}"
-<<<<<<< HEAD
-
-
-def _drawn_faults(row: Mapping[str, Any], options: BuildOptions, where: str) -> Iterator[tuple[str, str]]:
-    """Check what only the making of a pair can decide: its seed, its scale, its flip agreement."""
-    if row["seed"] != pair_seed(options.seed, row["id"]):
-        yield "seed", f"{where}seed {row['seed']} does not follow from base seed {options.seed} and the id"
-    elif row["disparity_scale"] != _drawn_scale(row["seed"]):
-        yield "disparity_scale", f"{where}{row['disparity_scale']:g}; its seed draws {_drawn_scale(row['seed']):g}"
-    least, mean, most = (row[f"flip_agreement{suffix}"] for suffix in ("_min", "", "_max"))
-    if not (0 <= least <= most <= 1 and least - 1e-5 <= mean <= most + 1e-5):  # a mean of float32 may round outside
-        yield "scalar", f"{where}flip agreement {mean:g} in {least:g} to {most:g} is not in order within [0, 1]"
-=======
     yield from ((kind, where + detail) for kind, detail in _origin_faults(row, options, imported))
 
 
@@ -353,24 +330,8 @@ def _origin_faults(row: Mapping[str, Any], options: BuildOptions, imported: bool
     least, mean, most = (row[f"flip_agreement{suffix}"] for suffix in ("_min", "", "_max"))
     if not (0 <= least <= most <= 1 and least - 1e-5 <= mean <= most + 1e-5):  # a mean of float32 may round outside
         yield "scalar", f"flip agreement {mean:g} in {least:g} to {most:g} is not in order within [0, 1]"
->>>>>>> publish
     if options.min_flip_agreement is not None and mean < options.min_flip_agreement:
         yield "gate", f"flip agreement {mean:g}; the manifest asks for {options.min_flip_agreement:g}"
-
-
-def _imported_faults(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """Check that a row of another program's pair says so where ours have a seed and a flip agreement."""
-    known = [name for name in AGREEMENT if not math.isnan(row[name])]
-    if row["seed"] != UNKNOWN_SEED or known:
-        yield (
-            "scalar",
-            f"{where}an imported row has seed {UNKNOWN_SEED} and no flip agreement; got {row['seed']}, {known}",
-        )
-
-
-def _is_imported(options: BuildOptions) -> bool:
-    """Tell whether the pairs come from a folder in the layout of MfS35K; only those name no weights."""
-    return not options.weights_id
 
 
 def _is_finite(value: Any) -> bool:
@@ -385,8 +346,6 @@ def pair_faults(
     row: Mapping[str, Any], options: BuildOptions, tolerance: int = WARP_TOLERANCE, imported: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Decode the pictures of a row, warp the pair again, and give kind and detail of each fault.
-
-    Pairs that were imported from a folder in the layout of MfS35K are not warped.
 
     Args:
         row: pictures as {"bytes": file}, without decoding.
@@ -414,15 +373,9 @@ def pair_faults(
         yield from _file_of_photo_faults(row, options)
     if sound:
         pair = decode_pair({**row, **opened})
-<<<<<<< HEAD
-        yield from ((kind, where + detail) for kind, detail in _map_faults(pair, options))
-        if not _is_imported(options):  # the official warp is another: it fills column 0
-            yield from ((kind, where + detail) for kind, detail in _warp_faults(pair, tolerance))
-=======
         yield from ((kind, where + detail) for kind, detail in _map_faults(pair, options, imported))
     if sound and not imported:
         yield from ((kind, where + detail) for kind, detail in _warp_faults(pair, tolerance))
->>>>>>> publish
 
 
 def _open_upright(value: Mapping[str, Any]) -> PIL.Image.Image:
