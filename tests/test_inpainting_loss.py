@@ -27,7 +27,7 @@ from training.inpainting_loss import (
     warp_pair,
 )
 from training.run import step_generator
-from training.train_inpainting import make_scheduler, make_unet
+from training.inpainting_from_scratch import make_scheduler, make_unet
 
 PROMPT = torch.zeros(1, 1, 32)
 

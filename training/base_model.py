@@ -46,8 +46,7 @@ class InpaintingBase:
         scheduler: the noise schedule, for training and for sampling.
         prompt_embeds: [1,tokens,channels] float32, the embedding of the empty prompt.
         settings: arguments of `ZeroStereoPipeline` that the base's own pipeline folder has, and the prompt.
-        is_pipeline: the pipeline of this project can run the UNet; not so with SDXL's added conditions.
-        part: where it is from.
+        part: where it is from; None = made on the spot.
         folder: on this machine.
     """
 
@@ -56,9 +55,13 @@ class InpaintingBase:
     scheduler: Any
     prompt_embeds: Tensor
     settings: dict[str, Any]
-    is_pipeline: bool
-    part: Part
-    folder: Path
+    part: Part | None = None
+    folder: Path | None = None
+
+    @property
+    def is_pipeline(self) -> bool:
+        """The pipeline of this project can run the UNet; not so with SDXL's added conditions."""
+        return self.unet.config.addition_embed_type is None
 
     @property
     def vae_factor(self) -> int:
@@ -72,8 +75,10 @@ class InpaintingBase:
 
     def load_depth_estimator(self) -> PreTrainedModel | None:
         """Load the depth network that the base's folder holds; None where it holds none."""
-        folder = self.folder / "depth_estimator"
-        return AutoModelForDepthEstimation.from_pretrained(folder, dtype=torch.float32) if folder.is_dir() else None
+        folder = None if self.folder is None else self.folder / "depth_estimator"
+        if folder is None or not folder.is_dir():
+            return None
+        return AutoModelForDepthEstimation.from_pretrained(folder, dtype=torch.float32)
 
 
 def load_base(reference: str) -> InpaintingBase:
@@ -109,7 +114,6 @@ def load_base(reference: str) -> InpaintingBase:
         scheduler=load_as_ddim(folder / "scheduler"),
         prompt_embeds=prompt_embeds,
         settings=settings,
-        is_pipeline=unet.config.addition_embed_type is None,
         part=part,
         folder=folder,
     )

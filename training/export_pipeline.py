@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from huggingface_hub import HfApi
 from huggingface_hub.utils import httpx
 from transformers import AutoModelForDepthEstimation, CLIPTextModel, CLIPTokenizer
 
@@ -54,6 +53,7 @@ from training.public_parts import (
     Part,
     fetch_base,
     fetch_depth_model,
+    push_folder,
     read_depth_settings,
     resolve_part,
 )
@@ -295,13 +295,6 @@ def export_trained(options: argparse.Namespace) -> Path:
     )
 
 
-def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload a folder to a model repository of the Hub, made if missing, in one commit; return the commit's URL."""
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export of ZeroStereoPipeline"))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Assemble the folder, upload it where asked; end with one line and status 1 where that is not possible."""
     options = parse_arguments(arguments)
@@ -312,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         print(f"{folder}: {size / 1e6:.1f} MB of weights")
         if options.push_to_hub:
-            print(push(folder, options.push_to_hub, options.private))
+            print(push_folder(folder, options.push_to_hub, options.private, message="Export of ZeroStereoPipeline"))
     except (OSError, ValueError, httpx.HTTPError) as error:
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise SystemExit(f"export_pipeline: error: {line}") from error

@@ -190,6 +190,13 @@ def fetch_depth_model(option: str, part: Part, weights: bool = True) -> Path:
     return part.folder or _download(option, part, chosen)
 
 
+def push_folder(folder: Path, repo_id: str, private: bool = False, *, message: str) -> str:
+    """Upload a folder to a model repository of the Hub, made if missing, in one commit; return the commit's URL."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
+
+
 def _download(option: str, part: Part, files: list[str]) -> Path:
     """Download files of a repository at its commit into the Hub's cache."""
     try:

@@ -292,9 +292,11 @@ def learning_rate_at(step: int, *, peak: float, warmup_steps: int, max_steps: in
     return peak * (FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * cosine)
 
 
-def step_generator(seed: int, step: int, rank: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """Make the generator from which process `rank` draws everything random of step `step`."""
-    digest = hashlib.sha256(f"{seed}:{step}:{rank}".encode()).digest()
+def step_generator(
+    seed: int, step: int, rank: int, device: str | torch.device = "cpu", purpose: str | None = None
+) -> torch.Generator:
+    """Make the generator from which process `rank` draws everything random of step `step`, or of one purpose in it."""
+    digest = hashlib.sha256(":".join(map(str, (seed, step, rank, *filter(None, [purpose])))).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
