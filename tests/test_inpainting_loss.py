@@ -12,6 +12,7 @@ from tests.golden_files import load_golden
 from tests.tiny_components import make_kl_autoencoder, read_golden_config
 from tests.tiny_components import make_unet as make_recorded_unet
 from tests.training_helpers import make_scenes
+from training.inpainting_from_scratch import make_scheduler, make_unet
 from training.inpainting_loss import (
     HOLE_WEIGHT,
     KNOWN_WEIGHT,
@@ -27,7 +28,6 @@ from training.inpainting_loss import (
     warp_pair,
 )
 from training.run import step_generator
-from training.inpainting_from_scratch import make_scheduler, make_unet
 
 PROMPT = torch.zeros(1, 1, 32)
 

@@ -43,6 +43,7 @@ class SmallConfig(RunConfig):
     flag: bool = option(True, help="a switch", group="kinds")
     fill: Literal["zero", "one"] = option("zero", help="a choice", group="kinds")
     size: Literal["small", "large"] | None = option(None, help="a choice or none", group="kinds")
+    place: Path | None = option(None, help="a path or none", group="kinds")
 
 
 def make_config(output: Path, **changes) -> RunConfig:
@@ -168,7 +169,7 @@ def test_bad_values_are_refused(changes, message):
 
 
 def test_config_file_round_trip(tmp_path):
-    config = SmallConfig(output=tmp_path, folder=Path("f"), sides=(8,), limit=3)
+    config = SmallConfig(output=tmp_path, folder=Path("f"), sides=(8,), limit=3, place=Path("p"), size="small")
     save_config(config, tmp_path / "config.json")
     assert load_config(SmallConfig, tmp_path / "config.json") == config
 

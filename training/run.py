@@ -53,6 +53,7 @@ FREE_ON_RESUME = {
     "output",
     "pool",
     "vae",
+    "depth_cache",
     "max_steps",
     "stop_after_minutes",
     "resume",
@@ -258,7 +259,7 @@ def load_config(config_class: type[Config], path: Path) -> Config:
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
-        elif kinds[name] is Path:
+        elif isinstance(value, str) and Path in (kinds[name], *typing.get_args(kinds[name])):
             values[name] = Path(value)
     return config_class(**values)
 
