@@ -3,8 +3,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from pipeline_zerostereo import ZeroStereoPipeline
 from tests.loopback_hub import LoopbackHub
 from tests.tiny_components import embedded_pipeline, make_photos, make_unet, write_base, write_sdxl_base
 from tests.training_helpers import POOL_OPTIONS, assert_same_run, checkpoint_tensors, log_lines
-from tests.two_processes import ENVIRONMENT, ROOT, launch_command, run_module
+from tests.two_processes import ENVIRONMENT, ROOT, kill_with_descendants, launch_command, run_module
 from training import inpainting_data, scene_sampling
 from training.fine_tuning import PRESETS, FineTuningConfig
 from training.inpainting_from_scratch import FromScratchConfig
@@ -364,12 +362,11 @@ def test_a_killed_run_goes_on_exactly(base, tmp_path, processes, workers, worker
     run_module(MODULE, *words_of(base, whole, photos, workers_after), processes=processes)
 
     command = launch_command(MODULE, *words_of(base, parts, photos, workers), processes=processes)
-    killed = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True)
+    killed = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list_checkpoints(parts) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    assert kill_with_descendants(killed) >= (1 + workers if processes == 1 else 1 + processes)
     assert 0 < int(list_checkpoints(parts)[-1].name[-6:]) < 12
 
     run_module(MODULE, *words_of(base, parts, photos, workers_after), "--resume", processes=processes)

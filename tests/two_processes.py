@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,29 @@ def run_module(module: str, *arguments: str, processes: int) -> str:
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they started, and so on."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def kill_with_descendants(process: subprocess.Popen) -> int:
+    """Kill a process and all below it by SIGKILL; torchrun's workers are in sessions of their own.
+
+    Returns:
+        how many there were.
+    """
+    os.kill(process.pid, signal.SIGSTOP)  # so that it starts and reaps no other meanwhile
+    pids = [process.pid, *descendants(process.pid)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return len(pids)
 
 
 def report_learning_rates(output: Path, **options: Any) -> None:
