@@ -196,6 +196,14 @@ def test_resizing_multiplies_disparity_by_the_ratio_of_widths():
     torch.testing.assert_close(result["inverse_depth"], torch.full((1, 12, 9), 3.0))
 
 
+def test_shrinking_averages_over_what_a_pixel_covers():
+    stripes = torch.arange(24) % 4 == 0  # one column in four is lit
+    picture = torch.where(stripes, 200, 0).to(torch.uint8).expand(3, 8, 24)
+    result = resize_sample({"photograph": picture}, (2, 6))["photograph"]
+    assert result.dtype == torch.uint8 and result.shape == (3, 2, 6)
+    assert (result[:, :, 1:-1].float() - 50).abs().max() < 15  # picking neighbours alone would give 0
+
+
 def test_invalid_pixels_do_not_leak_into_their_neighbours():
     sample = make_sample(4, 6)
     sample["left_disparity"] = torch.where(sample["valid_disparity_mask"], 10.0, 0.0)

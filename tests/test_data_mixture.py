@@ -2,6 +2,7 @@
 """Mixtures of data: what stands where is a pure function, and workers, resume and bad files do not change it."""
 
 import pickle
+import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -470,6 +471,18 @@ def test_a_bad_sample_is_replaced_counted_and_listed(broken, workers):
     lines = describe_bad_samples(mixture.bad_samples).split("\n")
     assert lines[0] == "3 samples were replaced because of 1 bad files:"
     assert len(lines) == 2 and lines[1].startswith(f"  {path}: must be a photograph") and lines[1].endswith("(3 x)")
+
+
+def test_a_truncated_map_is_a_bad_sample(stereo_root, tmp_path):
+    shutil.copytree(stereo_root, tmp_path / "copy")
+    path = tmp_path / "copy/tree/3_left.disp.png"
+    path.write_bytes(path.read_bytes()[:100])
+    sources = [DataSource("crestereo", tmp_path / "copy", 1.0)]
+    with pytest.raises(DataFileError, match=f"^{path}: must be a 16-bit grey PNG"):
+        next(make_mixture(sources).batches())
+    mixture = make_mixture(sources, on_bad_sample="skip")
+    assert "tree/3_left.jpg" not in next(mixture.batches())["stereo"]["name"]
+    assert mixture.bad_samples.keys() == {str(path)}
 
 
 def test_a_stand_in_is_cropped_otherwise_than_in_its_own_place(broken):

@@ -272,17 +272,13 @@ def jitter_colors(image: Tensor, jitter: ColorJitter) -> Tensor:
     Returns:
         the same shape, in [0,1].
     """
-
-    def blend(base: Tensor | float, factor: float) -> Tensor:
-        return (base + (image - base) * factor).clamp(0, 1)
-
     for kind in jitter.order:
         if kind == 0:
-            image = blend(0.0, jitter.brightness)
+            image = (image * jitter.brightness).clamp_(0, 1)
         elif kind == 1:
-            image = blend(_luma(image).mean(), jitter.contrast)
+            image = torch.lerp(_luma(image).mean(), image, jitter.contrast).clamp_(0, 1)
         elif kind == 2:
-            image = blend(_luma(image), jitter.saturation)
+            image = torch.lerp(_luma(image), image, jitter.saturation).clamp_(0, 1)
         else:
             image = turn_hue(image, jitter.hue)
     return image

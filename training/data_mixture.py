@@ -250,7 +250,7 @@ class PhotographFolder(Dataset[dict[str, Any]]):
     """Photographs anywhere below a folder, of any format and mode that the pipeline takes, upright and in sRGB.
 
     Args:
-        root: searched once, here; hidden files and folders are left out.
+        root: searched once, here; hidden files and folders are left out, linked folders below it are not entered.
         longest_side: px; larger photographs are reduced to it, smaller ones stay.
         read_inverse_depth: gives the inverse depth of a photograph, for example `PhotographDepth.read` of
             photograph_depth.py; None = samples have none.

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-# Scene Flow (Mayer et al., CVPR 2016): its few larger disparities are artefacts of surfaces at the camera; the bound
-# is the official ZeroStereo reader's.
+# Scene Flow (Mayer et al., CVPR 2016): the bound of the official ZeroStereo reader; frames are 960 px wide, so what is
+# beyond it can be in no other view.
 SCENE_FLOW_DISPARITY_LIMIT_PX = 1024.0
 # TartanAir (Wang et al., IROS 2020), camera intrinsics of its documentation: 640x480 at 90 degrees.
 TARTANAIR_FOCAL_PX = 320.0
