@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does training on photographs alone help on a photograph that was never seen? Leave one out of four, three seeds.
 
-    python -m benchmarks.photographs_alone --work out/photographs_alone --json out/photographs_alone.json   # 27 runs
+    python -m benchmarks.photographs_alone --work out/photographs_alone --json out/embedded.json   # 27 runs
+    python -m benchmarks.photographs_alone --work out/photographs_alone --json out/random.json --start random
     python -m benchmarks.photographs_alone --work out/smoke --smoke      # CPU smoke, a minute: does it run?
 
-Every run trains the same tiny UNet from random weights, in the latent space of the embedded autoencoder, for the same
-number of steps of the same size. Only the samples differ:
+Every run trains the same tiny UNet in the latent space of the embedded autoencoder, from the embedded weights (which
+learned from scenes alone) or from random ones, for the same number of steps of the same size. Only the samples differ:
     photographs   crops of three photographs, each taken as the new view (training/photograph_pairs.py);
     scenes        crops of procedural scenes, warped from the left to the right view;
     half and half every batch, one half of each.
 The photograph left out is the test: holes are the pixels that its other eye cannot see, at fixed disparity scales, as
 it is and mirrored, and its own pixels are the truth. PSNR, SSIM and texture as in embedded_quality.py, over the holes
 of a photograph together, filled in one step by the pipeline. Scenes do not depend on what is left out: those three
-runs are tested on all four photographs. Beside them stand the row fill and the embedded weights as they are, which
-were trained much longer, on scenes.
+runs are tested on all four photographs. Beside them stand the row fill and the embedded weights as they are.
 
 Depth comes from the embedded network, once a photograph. Runs that are finished are files in --work and are not
 repeated, so an interrupted benchmark goes on where it stopped. The table is printed as it comes out.
@@ -44,6 +44,7 @@ from benchmarks.small_training import (
     TRAINING_SEED,
     WIDTH,
     draw_crops,
+    embedded_unet,
     encode_in_parts,
     load_or_make,
     scene_latents,
@@ -68,8 +69,8 @@ PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")  # of skimage.data, in the
 SHORT_SIDE = 128  # px, of the photographs as they are trained on and tested
 CROP = 32  # latent pixels, 64 px
 BORDER_SHARE = 0.5
-BATCH_SIZE = 16
-PEAK_LEARNING_RATE = 1e-3
+BATCH_SIZE = 8
+PEAK_LEARNING_RATES = {"embedded": 2e-4, "random": 1e-3}
 LAST_TIMESTEP_SHARE = 0.3
 TEST_SCALES = (ADS_CENTER - ADS_RADIUS, ADS_CENTER, ADS_CENTER + ADS_RADIUS)
 CONDITIONS = ("photographs", "scenes", "half and half")
@@ -80,7 +81,7 @@ class Size:
     """How much is trained."""
 
     seeds: int = 3
-    steps: int = 300
+    steps: int = 250
     scenes: int = 2048
     strengths: int = 32  # disparity scales drawn for each photograph, as it is and mirrored
 
@@ -164,17 +165,19 @@ def draw_batch(pools: list[list[list[Tensor]]], generator: torch.Generator) -> I
     return InpaintingBatch(*(torch.cat(planes) for planes in zip(*parts, strict=True)))
 
 
-def train(pools: list[list[list[Tensor]]], seed: int, steps: int, path: Path) -> UNet2DConditionModel:
-    """Train a UNet from random weights on the pools; both depend on the seed."""
+def train(pools: list[list[list[Tensor]]], start: str, seed: int, steps: int, path: Path) -> UNet2DConditionModel:
+    """Train a UNet on the pools; random weights, crops, noise and timesteps depend on the seed."""
     torch.manual_seed(seed)
-    unet, scheduler = make_unet(8, (32, 64, 96, 96)), make_scheduler("sample")
+    scheduler = make_scheduler("sample")
+    unet = embedded_unet() if start == "embedded" else make_unet(8, (32, 64, 96, 96))
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
         batch = draw_batch(pools, generator)
         with torch.autocast("cpu", torch.bfloat16):
             return inpainting_loss(unet, scheduler, batch, generator, last_timestep_share=LAST_TIMESTEP_SHARE)
 
-    train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=PEAK_LEARNING_RATE, seed=seed)
+    rate = PEAK_LEARNING_RATES[start]
+    train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=rate, seed=seed)
     return unet
 
 
@@ -212,8 +215,8 @@ def plan(photos: list[str], seeds: int) -> list[tuple[str, str | None, int]]:
     return runs
 
 
-def run_all(work: Path, size: Size, pipe: ZeroStereoPipeline) -> tuple[dict, dict]:
-    """Do every run that is not a file yet.
+def run_all(work: Path, size: Size, start: str, pipe: ZeroStereoPipeline) -> tuple[dict, dict]:
+    """Do every run from these first weights that is not a file yet.
 
     Returns:
         figures by (condition, photograph, seed) of the runs, and by (fill, photograph) of what needs no training.
@@ -247,12 +250,12 @@ def run_all(work: Path, size: Size, pipe: ZeroStereoPipeline) -> tuple[dict, dic
 
     figures = {}
     for kind, left_out, seed in plan(list(tests), size.seeds):
-        stem = f"{kind.replace(' ', '_')}-{left_out or 'none'}-seed{seed}"
+        stem = f"{start}-{size.steps}-{kind.replace(' ', '_')}-{left_out or 'none'}-seed{seed}"
         result = work / f"{stem}.json"
         if not result.exists():
             others = [latents[name] for name in tests if name != left_out]
             pools = {"photographs": [others], "scenes": [[scenes]], "half and half": [others, [scenes]]}[kind]
-            unet = train(pools, seed, size.steps, work / f"{stem}.pt")
+            unet = train(pools, start, seed, size.steps, work / f"{stem}.pt")
             tested = [left_out] if left_out else list(tests)
             found = {name: score(kind, *tests[name], unet, pipe) for name in tested}
             write_text_atomically(result, json.dumps(found) + "\n")
@@ -319,6 +322,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="what is finished is kept here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument(
+        "--start", default="embedded", choices=list(PEAK_LEARNING_RATES), help="first weights (%(default)s)"
+    )
     parser.add_argument("--smoke", action="store_true", help="two steps, one seed: figures mean nothing")
     return parser.parse_args(arguments)
 
@@ -329,11 +335,14 @@ def main(arguments: list[str] | None = None) -> int:
     size = SMOKE if options.smoke else Size()
     pipe = ZeroStereoPipeline.from_pretrained(DEFAULT_WEIGHTS)
     pipe.set_progress_bar_config(disable=True)
-    figures, untrained = run_all(options.work, size, pipe)
+    figures, untrained = run_all(options.work, size, options.start, pipe)
     rows = summarize(figures, untrained)
-    print(f"\n{size.seeds} seeds, {size.steps} steps of {BATCH_SIZE} crops of {2 * CROP} px\n\n{table(rows)}\n")
+    crops = f"{BATCH_SIZE} crops of {2 * CROP} px"
+    print(f"\n{size.seeds} seeds, {size.steps} steps of {crops}, from {options.start} weights")
+    print(f"\n{table(rows)}\n")
     if options.json:
         record = {
+            "start": options.start,
             "size": asdict(size),
             "versions": versions(),
             "rows": rows,
