@@ -81,7 +81,7 @@ class Size:
     """How much is trained."""
 
     seeds: int = 3
-    steps: int = 250
+    steps: int = 120
     scenes: int = 2048
     strengths: int = 32  # disparity scales drawn for each photograph, as it is and mirrored
 

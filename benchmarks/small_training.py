@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -21,6 +21,8 @@ from tqdm.auto import tqdm
 from training.inpainting_loss import InpaintingBatch, WarpedPair, encode_pair, warp_pair
 from training.procedural_scenes import SceneBatch, render_scenes, scene_generator
 from training.run import step_generator
+
+Unet = TypeVar("Unet", bound=UNet2DConditionModel)
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "zerostereo-tiny"
 EMPTY_PROMPT = torch.zeros(1, 1, 32)  # [1,tokens,channels], the constant embedding of the embedded weights
@@ -49,11 +51,17 @@ def load_or_make(path: Path, make: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def embedded_unet() -> UNet2DConditionModel:
-    """Load the embedded UNet in float32 for training, with the attention that is faster at so few pixels."""
-    unet = UNet2DConditionModel.from_pretrained(DEFAULT_WEIGHTS / "unet", torch_dtype=torch.float32)
+def prepare_for_training(unet: Unet) -> Unet:
+    """Choose the attention and the memory layout that are faster at so few pixels."""
     unet.set_attn_processor(AttnProcessor())
     return unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def embedded_unet() -> UNet2DConditionModel:
+    """Load the embedded UNet in float32 for training."""
+    return prepare_for_training(
+        UNet2DConditionModel.from_pretrained(DEFAULT_WEIGHTS / "unet", torch_dtype=torch.float32)
+    )
 
 
 def render_scene_batch(seed: int, first: int, count: int, height: int, width: int) -> SceneBatch:
@@ -126,7 +134,7 @@ def train_resumably(
     steps: int,
     peak_learning_rate: float,
     seed: int,
-    save_every_steps: int = 250,
+    save_every_steps: int = 100,
 ) -> list[float]:
     """Train a network in place, or go on from the file that an interrupted call left, or only load what it finished.
 
