@@ -81,9 +81,9 @@ class Size:
 
     scenes: int = 2048
     teacher_training_steps: int = 2000
-    pair_batches: int = 64
+    pair_batches: int = 48
     teacher_steps: int = 20  # denoising steps of a pair
-    student_training_steps: int = 600
+    student_training_steps: int = 500
     held_out_scenes: int = 32
 
 

@@ -134,7 +134,7 @@ def photograph_latents(vae: torch.nn.Module, photo: Photo, strengths: int, seed:
     return encode_in_parts(vae, photograph_pair(image, disparity, "background"), "max")
 
 
-def test_views(photo: Photo) -> tuple[Tensor, WarpResult]:
+def held_out_views(photo: Photo) -> tuple[Tensor, WarpResult]:
     """Return the truth [N,3,h,w] and its way over the other eye, at each test scale, as it is and mirrored."""
     image, inverse_depth = (torch.cat([x, x.flip(-1)]) for x in (photo.image, photo.inverse_depth))
     truth = image.repeat(len(TEST_SCALES), 1, 1, 1)
@@ -241,7 +241,7 @@ def run_all(work: Path, size: Size, start: str, pipe: ZeroStereoPipeline) -> tup
         )
         for photo in photos
     }
-    tests = {photo.name: test_views(photo) for photo in photos}
+    tests = {photo.name: held_out_views(photo) for photo in photos}
     untrained = {}
     for name, (truth, views) in tests.items():
         untrained["row fill", name] = score("row fill", truth, views, None, pipe)
