@@ -59,11 +59,11 @@ from pipeline_zerostereo import (
     forward_warp,
     sharpen_disparity,
 )
+from training.inpainting_from_scratch import make_scheduler, make_unet
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.photograph_depth import PhotographDepth, depth_model_key
 from training.photograph_pairs import photograph_pair, see_from_other_eye, select_photograph_disparity
 from training.run import write_text_atomically
-from training.train_inpainting import make_scheduler, make_unet
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")  # of skimage.data, in the installed package
 SHORT_SIDE = 128  # px, of the photographs as they are trained on and tested

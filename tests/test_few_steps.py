@@ -22,6 +22,7 @@ from training.few_steps import (
     signal_and_noise,
     trailing_timesteps,
 )
+from training.inpainting_from_scratch import make_unet
 from training.inpainting_loss import (
     HOLE_WEIGHT,
     KNOWN_WEIGHT,
@@ -31,7 +32,6 @@ from training.inpainting_loss import (
     warp_pair,
 )
 from training.run import step_generator
-from training.train_inpainting import make_unet
 
 KINDS = ("epsilon", "v_prediction", "sample")
 

@@ -318,6 +318,29 @@ def test_compiled_training_learns_the_same(base, tmp_path):
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-4)
 
 
+# --- few steps ---
+
+
+def test_few_step_sampling_is_learned_from_the_base(base, tmp_path):
+    folder = train(make_config(base, tmp_path / "run", few_step_teacher=3, max_steps=2, validate_every_steps=2))
+    pipe = ZeroStereoPipeline.from_pretrained(folder)
+    assert pipe.config.default_num_inference_steps == 4
+    assert pipe.scheduler.config.timestep_spacing == "trailing" and pipe.scheduler.config.set_alpha_to_one
+    lines = log_lines(tmp_path / "run")
+    assert "validation_psnr_4_steps" in lines[-1]
+    plain = make_config(base, tmp_path / "plain", max_steps=2)
+    train(plain)
+    assert lines[0]["loss"] != log_lines(tmp_path / "plain")[0]["loss"]
+
+
+def test_the_teacher_of_few_steps_is_the_base_as_it_was(base, tmp_path):
+    config = make_config(base, tmp_path / "whole", few_step_teacher=2, max_steps=3, log_every_steps=1)
+    train(config)
+    train(dataclasses.replace(config, output=tmp_path / "parts", stop_after_minutes=0))
+    train(dataclasses.replace(config, output=tmp_path / "parts", resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 # --- exact resume ---
 
 
@@ -382,7 +405,6 @@ def test_a_killed_run_goes_on_exactly(base, tmp_path, processes, workers, worker
 @pytest.mark.slow
 def test_base_from_the_hub_and_result_to_the_hub(tmp_path):
     write_base(tmp_path / "base")
-    (tmp_path / "base/README.md").write_text("---\nlicense: openrail++\n---\n# base\n")
     script = f"""
 from huggingface_hub import HfApi
 api = HfApi()
@@ -390,7 +412,7 @@ api.create_repo("me/base")
 api.upload_folder(repo_id="me/base", folder_path={str(tmp_path / "base")!r})
 from training.train_inpainting import main
 words = "--base me/base --data procedural:1 --crop-size 64 --workers 0 --batch-size 1 --max-steps 1 --tracker none"
-main([*words.split(), "--push-to-hub", "me/tuned", "--output", {str(tmp_path / "run")!r}])
+main([*words.split(), "--push-to-hub", "me/tuned", "--i-have-permission", "--output", {str(tmp_path / "run")!r}])
 import torch
 from pipeline_zerostereo import ZeroStereoPipeline
 pipe = ZeroStereoPipeline.from_pretrained("me/tuned")
@@ -398,9 +420,9 @@ pipe.inpaint(torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64, dtype=torch.bool
 print("ran")
 """
     with LoopbackHub(tmp_path / "hub") as hub:
-        printed = hub.run_python(script, home=tmp_path / "home")
+        printed = hub.run_python(script, home=tmp_path / "home", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
         card = hub.read("me/tuned", "README.md").decode()
         sha = hub.repository("me/base").refs["main"]
     assert "ran" in printed
-    assert "license: openrail++" in card and "base_model: me/base" in card and f"--base me/base@{sha}" in card
+    assert "license: unknown" in card and "base_model: me/base" in card and f"--base me/base@{sha}" in card
     assert "| psnr_50_steps |" in card and 'from_pretrained("me/tuned"' in card

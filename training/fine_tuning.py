@@ -6,18 +6,23 @@ It knows nothing of data (inpainting_data.py) nor of steps (train_inpainting.py)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
 
 from training.base_model import InpaintingBase, load_base
 from training.data_mixture import DataSource, parse_source
 from training.export_card import parts_that_forbid_pushing
+from training.few_steps import few_step_loss
+from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.lora import ATTENTION_TARGETS, add_lora
 from training.public_parts import Part
 from training.run import RunConfig, option, require
@@ -47,6 +52,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "seed": 666,
     }
 }
+
+FEW_STEPS = 4  # denoising steps of a call, for weights that learned to sample in few
+
+Loss = Callable[[nn.Module, InpaintingBatch, torch.Generator], Tensor]
 
 
 def changed(name: str, default: Any) -> Any:
@@ -123,6 +132,13 @@ class FineTuningConfig(RunConfig):
         group="optimisation",
         at_least=0,
     )
+    few_step_teacher: int | None = option(
+        None,
+        help="learn to sample in few steps what --base samples in this many, 50 is usual, in place of the loss on "
+        "noise; none = the loss on noise",
+        group="optimisation",
+        at_least=1,
+    )
     optimizer: Literal["adamw", "adamw-fused", "adamw-8bit"] = option(
         "adamw", help="plain, fused into one kernel, or with 8-bit state (bitsandbytes)", group="optimisation"
     )
@@ -177,6 +193,10 @@ def make_base(config: FineTuningConfig) -> InpaintingBase:
         "latent_mask_reduction": config.latent_mask or base.settings.get("latent_mask_reduction", "nearest"),
         "masked_fill": config.masked_fill or base.settings.get("masked_fill", "zero"),
     }
+    if config.few_step_teacher is not None:
+        base.settings["default_num_inference_steps"] = FEW_STEPS
+        sampling = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+        base.scheduler = DDIMScheduler.from_config(base.scheduler.config, **sampling)
     if config.lora_rank is not None:
         alpha = config.lora_rank if config.lora_alpha is None else config.lora_alpha
         add_lora(base.unet, config.lora_rank, alpha, config.lora_targets)
@@ -186,6 +206,36 @@ def make_base(config: FineTuningConfig) -> InpaintingBase:
     if config.compile:
         base.unet.compile()
     return base
+
+
+def make_loss(config: FineTuningConfig, base: InpaintingBase, device: torch.device) -> Loss:
+    """Make the loss of a forward pass from (network, batch, generator).
+
+    The teacher of few-step sampling is a copy of the base's UNet, so call this before it has learned anything.
+    """
+    if config.few_step_teacher is None:
+        return partial(_loss_on_noise, config, base.scheduler)
+    teacher = copy.deepcopy(base.unet).requires_grad_(False).eval().to(device)
+    return partial(_loss_of_few_steps, config, base.scheduler, teacher)
+
+
+def _loss_on_noise(
+    config: FineTuningConfig, scheduler: Any, network: nn.Module, batch: InpaintingBatch, generator: torch.Generator
+) -> Tensor:
+    weights = {"known_weight": 1.0, "hole_weight": config.hole_weight}
+    return inpainting_loss(network, scheduler, batch, generator, snr_gamma=config.snr_gamma, **weights)
+
+
+def _loss_of_few_steps(
+    config: FineTuningConfig,
+    scheduler: Any,
+    teacher: nn.Module,
+    network: nn.Module,
+    batch: InpaintingBatch,
+    generator: torch.Generator,
+) -> Tensor:
+    assert config.few_step_teacher is not None
+    return few_step_loss(network, teacher, scheduler, batch, generator, teacher_steps=config.few_step_teacher)
 
 
 def check_permission(config: FineTuningConfig, part: Part | None) -> None:

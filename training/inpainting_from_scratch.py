@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
 
 from training.augmentation import change_colors, draw_color_change
 from training.base_model import InpaintingBase
-from training.inpainting_loss import InpaintingBatch, WarpedPair, encode_pair, warp_pair
+from training.inpainting_loss import InpaintingBatch, WarpedPair, encode_pair, inpainting_loss, warp_pair
 from training.inpainting_validation import HeldOutViews, hold_out
 from training.procedural_scenes import SceneBatch
 from training.run import option, require, step_generator
@@ -28,6 +29,7 @@ from training.scene_sampling import PoolConfig, draw_scenes, held_out_scenes, op
 CROP_MULTIPLE = 16  # px: latent factor 2 times the UNet's three halvings
 PROMPT_CHANNELS = 32  # of the constant embedding that stands for the empty prompt
 EMPTY_PROMPT = torch.zeros(1, PROMPT_CHANNELS)  # one token
+BETAS = (0.9, 0.99)  # of AdamW
 MAX_SATURATION = 2.0  # photographs have stronger colours than the scenes
 
 
@@ -156,6 +158,19 @@ def make_base(config: FromScratchConfig) -> InpaintingBase:
         prompt_embeds=EMPTY_PROMPT[None],
         settings=settings,
     )
+
+
+def make_optimizer_and_loss(config: FromScratchConfig, base: InpaintingBase) -> tuple[torch.optim.Optimizer, Any]:
+    """Make the optimiser, and the loss of a forward pass from (network, batch, generator)."""
+    optimizer = torch.optim.AdamW(
+        base.unet.parameters(), lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay
+    )
+
+    def loss_of(network: Any, batch: InpaintingBatch, generator: torch.Generator) -> Tensor:
+        share = config.last_timestep_share
+        return inpainting_loss(network, base.scheduler, batch, generator, last_timestep_share=share)
+
+    return optimizer, loss_of
 
 
 class PoolBatches:

@@ -42,15 +42,13 @@ import torch
 from pipeline_zerostereo import ZeroStereoPipeline
 from training import fine_tuning, inpainting_from_scratch
 from training.base_model import InpaintingBase
-from training.fine_tuning import PRESETS, FineTuningConfig, make_optimizer
+from training.fine_tuning import PRESETS, FineTuningConfig, Loss, make_loss, make_optimizer
 from training.inpainting_data import MixtureBatches
 from training.inpainting_from_scratch import FromScratchConfig, PoolBatches
-from training.inpainting_loss import inpainting_loss
 from training.inpainting_result import publish, save_result, save_unet
 from training.inpainting_validation import HeldOutViews, validate
 from training.run import TrainingRun, learning_parameters, make_accelerator, parse_config
 
-FROM_SCRATCH_BETAS = (0.9, 0.99)
 FROM_SCRATCH_VALIDATION_STEPS = (1, 4)  # denoising steps
 
 
@@ -60,7 +58,7 @@ def train(config: FineTuningConfig | FromScratchConfig) -> Path:
     torch.manual_seed(config.seed)  # first weights of a small UNet, or of a LoRA
 
     # 1. Build: networks, optimiser, data, and what inference will do with the network.
-    base, optimizer, loss_options = build(config)
+    base, optimizer, loss_of = build(config, accelerator.device)
     base.vae.to(accelerator.device)
     batches = make_batches(config, base, accelerator)
     pipe = ZeroStereoPipeline(base.unet, base.vae, base.scheduler, **base.settings)
@@ -78,7 +76,7 @@ def train(config: FineTuningConfig | FromScratchConfig) -> Path:
         for micro_step in range(run.micro_steps):
             generator, batch = batches.encode(next(samples))
             with run.no_exchange(micro_step):
-                loss = inpainting_loss(network, base.scheduler, batch, generator, **loss_options)
+                loss = loss_of(network, batch, generator)
                 run.backward(loss)  # the prepared network ran under autocast
             losses.append(loss.detach())
         run.update(step)
@@ -109,20 +107,16 @@ def save(run: TrainingRun, base: InpaintingBase) -> Path:
     return folder
 
 
-def build(config: FineTuningConfig | FromScratchConfig) -> tuple[InpaintingBase, Any, dict[str, Any]]:
-    """Make networks, optimiser and the options of the loss."""
+def build(
+    config: FineTuningConfig | FromScratchConfig, device: torch.device
+) -> tuple[InpaintingBase, torch.optim.Optimizer, Loss]:
+    """Make networks, optimiser, and the loss of (network, batch, generator)."""
     if isinstance(config, FromScratchConfig):
         base = inpainting_from_scratch.make_base(config)
-        optimizer = torch.optim.AdamW(
-            base.unet.parameters(),
-            lr=config.learning_rate,
-            betas=FROM_SCRATCH_BETAS,
-            weight_decay=config.weight_decay,
-        )
-        return base, optimizer, {"last_timestep_share": config.last_timestep_share}
+        return base, *inpainting_from_scratch.make_optimizer_and_loss(config, base)
     base = fine_tuning.make_base(config)
     optimizer = make_optimizer(config.optimizer, learning_parameters(base.unet), config.weight_decay)
-    return base, optimizer, {"known_weight": 1.0, "hole_weight": config.hole_weight, "snr_gamma": config.snr_gamma}
+    return base, optimizer, make_loss(config, base, device)
 
 
 def make_batches(
