@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from tests.training_helpers import assert_same_run, checkpoint_tensors, log_lines
@@ -333,6 +334,50 @@ def test_frozen_weights_are_left_out_of_checkpoints_and_untouched_by_resume(tmp_
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     names = {name for name in checkpoint_tensors(tmp_path / "whole") if name.startswith("network.")}
     assert names == {"network.0.bias", "network.1.weight", "network.1.bias"}
+
+
+class Configured(nn.Linear):
+    """A network that is made from its configuration, as those of diffusers are."""
+
+    config = {"in_features": 3, "out_features": 2}
+
+    @classmethod
+    def from_config(cls, config: dict[str, int]) -> nn.Module:
+        return cls(**config)
+
+
+def shared_run(config: RunConfig, network: nn.Module, monkeypatch) -> TrainingRun:
+    """A run of one process whose accelerator says that processes share the weights."""
+    accelerator = make_accelerator(config)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    monkeypatch.setattr(type(accelerator), "distributed_type", DistributedType.FSDP)
+    return TrainingRun(accelerator, config, network, optimizer)
+
+
+def test_weights_that_processes_share_are_gathered_to_be_saved(tmp_path, monkeypatch):
+    network = Configured(3, 2)
+    run = shared_run(make_config(tmp_path, ema_decay=None), network, monkeypatch)
+    monkeypatch.setattr(type(run.accelerator), "get_state_dict", lambda self, model: model.state_dict())
+    with run.network_to_save() as saved:
+        assert saved is not network and not saved.training
+        assert torch.equal(saved.weight, network.weight) and torch.equal(saved.bias, network.bias)
+
+
+@pytest.mark.parametrize(
+    ("ema_decay", "bias_learns", "message"),
+    [
+        (0.5, True, "`ema_decay` must be none where processes share weights .*; got 0.5"),
+        (None, False, "`network` must learn as a whole where processes share weights"),
+    ],
+)
+def test_neither_average_nor_frozen_parts_where_weights_are_shared(
+    tmp_path, monkeypatch, ema_decay, bias_learns, message
+):
+    network = Configured(3, 2)
+    network.bias.requires_grad_(bias_learns)
+    with pytest.raises(ValueError, match=message):
+        shared_run(make_config(tmp_path, ema_decay=ema_decay), network, monkeypatch)
 
 
 def test_waiting_for_data_is_logged(tmp_path, monkeypatch):

@@ -55,9 +55,10 @@ def save_unet(run: TrainingRun, base: InpaintingBase) -> Path:
         the folder of the UNet, a LoRA included in its layers where there is one.
     """
     output = run.config.output
+    with run.network_to_save() as network:
+        if run.accelerator.is_main_process:
+            write_folder_atomically(output / "unet", network.save_pretrained)
     if run.accelerator.is_main_process:
-        with run.averaged_network() as averaged:
-            write_folder_atomically(output / "unet", averaged.save_pretrained)
         write_folder_atomically(output / "scheduler", base.scheduler.save_pretrained)
         # what the pipeline must do as training did; export_pipeline reads it
         names = ("latent_mask_reduction", "masked_fill", "empty_prompt_embeds")
@@ -77,12 +78,13 @@ def save_result(run: TrainingRun, base: InpaintingBase) -> Path:
     if not base.is_pipeline and not is_lora:
         return save_unet(run, base)
     folder = config.output / ("lora" if is_lora else "pipeline")
-    if run.accelerator.is_main_process:
-        with run.averaged_network() as averaged:
-            if is_lora:
-                write_folder_atomically(folder, lambda partial: write_lora(averaged, run, base, partial))
-            else:
-                write_pipeline(averaged, run, base, folder)
+    with run.network_to_save() as network:
+        if not run.accelerator.is_main_process:
+            return folder
+        if is_lora:
+            write_folder_atomically(folder, lambda partial: write_lora(network, run, base, partial))
+        else:
+            write_pipeline(network, run, base, folder)
     return folder
 
 

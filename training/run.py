@@ -24,7 +24,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -33,6 +33,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     gather_object,
     is_tensorboard_available,
     is_wandb_available,
@@ -415,8 +416,9 @@ class TrainingRun:
     Raises:
         FileExistsError: the output folder holds checkpoints and `resume` is False.
         FileNotFoundError: `resume` is True and there is no checkpoint.
-        ValueError: `resume` is True and options, or the number of processes, differ from the checkpoint's that are
-            not free to.
+        ValueError: processes share weights (FSDP), and there is an average or a frozen part; or `resume` is True and
+            options, or the number of processes, differ from the checkpoint's that are not free
+            to.
     """
 
     def __init__(
@@ -424,6 +426,21 @@ class TrainingRun:
     ):
         self.accelerator, self.config, self.network, self.optimizer = accelerator, config, network, optimizer
         self.micro_steps = count_micro_steps(config, accelerator.num_processes)
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        everything_learns = all(parameter.requires_grad for parameter in self.bare_network.parameters())
+        if self.is_sharded:
+            require(
+                config.ema_decay is None,
+                "ema_decay",
+                "must be none where processes share weights (FSDP)",
+                config.ema_decay,
+            )
+            require(
+                everything_learns,
+                "network",
+                "must learn as a whole where processes share weights (FSDP)",
+                "frozen parts",
+            )
         self.average = None
         if config.ema_decay is not None:
             self.average = EMAModel(learning_parameters(self.bare_network), decay=config.ema_decay, foreach=True)
@@ -432,7 +449,7 @@ class TrainingRun:
         self._interval_steps, self._interval_samples, self._interval_sums = 0, 0, {}
         self._sums_of_all: list[dict[str, float]] = []
         accelerator.register_for_checkpointing(self)
-        if any(not parameter.requires_grad for parameter in self.bare_network.parameters()):
+        if not everything_learns:
             self._save_only_what_learns()
         self.log_path = config.output / "log.jsonl"
         self.first_step = self._resume() if config.resume else self._begin()
@@ -660,6 +677,24 @@ class TrainingRun:
     def averaged_network(self) -> AveragedWeights:
         """Give a context in which the network is in evaluation mode and holds the averaged weights, if there are."""
         return AveragedWeights(self.bare_network, self.average)
+
+    @contextmanager
+    def network_to_save(self) -> Iterator[Any]:
+        """Give the network to be saved, whole and averaged, in evaluation mode; every process takes part.
+
+        Where processes share the weights, it is gathered into a copy on the main process, and others get None.
+        """
+        if not self.is_sharded:
+            with self.averaged_network() as network:
+                yield network
+            return
+        weights = self.accelerator.get_state_dict(self.network)
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        network = type(self.bare_network).from_config(self.bare_network.config)
+        network.load_state_dict(weights)
+        yield network.eval()
 
     def save_picture(self, step: int, picture: Image.Image) -> None:
         """Write a validation picture to `pictures/` and to the tracker."""
