@@ -134,7 +134,7 @@ def train_resumably(
     steps: int,
     peak_learning_rate: float,
     seed: int,
-    save_every_steps: int = 100,
+    save_every_steps: int = 50,
 ) -> list[float]:
     """Train a network in place, or go on from the file that an interrupted call left, or only load what it finished.
 

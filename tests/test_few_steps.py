@@ -102,7 +102,7 @@ def test_signal_and_noise_at_a_timestep():
 def test_prediction_turns_back_into_latents(kind: str):
     scheduler, batch = make_scheduler(kind), make_batch()
     noise, timesteps = torch.randn(2, 3, 6, 9, generator=step_generator(0, 0, 0)), torch.tensor([3, 700])
-    noisy = scheduler.add_noise(batch.target_latents, noise, timesteps)
+    noisy = scheduler.add_noise(batch.target_latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
     prediction = prediction_target(scheduler, batch.target_latents, noise, timesteps)
     found = predicted_latents(scheduler, prediction, noisy, timesteps)
     torch.testing.assert_close(found, batch.target_latents, rtol=0, atol=1e-4)
@@ -169,7 +169,7 @@ def loss_of(answer: Tensor, batch: InpaintingBatch, sample: Tensor, **options) -
     return pair_loss(student, make_scheduler("sample"), batch, pair, step_generator(0, 0, 0), **options).item()
 
 
-def test_loss_is_the_weighted_distance_to_the_sample():
+def test_loss_is_the_weighted_distance_to_the_goal():
     batch, sample = make_batch(), torch.full((2, 3, 6, 9), 0.25)
     found = loss_of(sample + 0.5, batch, sample, texture_weight=0.0)
     assert found == pytest.approx(0.25 * (KNOWN_WEIGHT + HOLE_WEIGHT * 16 / 54))  # 2 x 2 holes, dilated to 4 x 4
@@ -185,7 +185,7 @@ def test_texture_is_compared_with_the_truth():
     assert loss_of(batch.target_latents, batch, batch.target_latents) == 0
 
 
-def test_later_points_lie_between_the_first_answer_and_the_sample_on_the_pair_s_noise():
+def test_later_points_lie_between_the_first_answer_and_the_goal_on_the_pair_s_noise():
     scheduler, batch = make_scheduler("sample"), make_batch()
     seen: list[Tensor] = []
 
@@ -225,6 +225,16 @@ def test_gradients_reach_the_student_alone(kind: str):
     assert [one[0] for one in teacher.timesteps] == trailing_timesteps(1000, 3)
 
 
+def test_without_a_teacher_the_truth_is_the_goal():
+    scheduler, batch = make_scheduler(), make_batch()
+    student = knowing(scheduler, batch.target_latents)
+    assert few_step_loss(student, None, scheduler, batch, step_generator(0, 0, 0)).item() < 1e-6
+    wrong = few_step_loss(
+        Formula(lambda sample, timesteps: sample[:, :3]), None, scheduler, batch, step_generator(0, 0, 0)
+    )
+    assert wrong.item() > 0.1
+
+
 def test_a_student_that_answers_as_the_teacher_samples_has_no_loss():
     scheduler, batch = make_scheduler(), make_batch()
     network = knowing(scheduler, batch.target_latents)
@@ -234,10 +244,10 @@ def test_a_student_that_answers_as_the_teacher_samples_has_no_loss():
 
 def test_loss_repeats_and_depends_on_the_generator():
     scheduler, batch = make_scheduler(), make_batch()
-    networks = [Formula(lambda sample, timesteps: 0.5 * sample[:, :3]) for _ in range(2)]
+    student, teacher = (Formula(lambda sample, timesteps: 0.5 * sample[:, :3]) for _ in range(2))
     state = torch.random.get_rng_state()
     first, again, other = (
-        few_step_loss(*networks, scheduler, batch, step_generator(0, step, 0), teacher_steps=2).item()
+        few_step_loss(student, teacher, scheduler, batch, step_generator(0, step, 0), teacher_steps=2).item()
         for step in (0, 0, 1)
     )
     assert first == again != other
@@ -255,7 +265,7 @@ def test_a_small_network_learns_to_answer_in_one_step():
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
 
     def distance(steps: int) -> float:
-        return (sample_from_noise(student, scheduler, batch, noise, steps) - pair.sample).square().mean().item()
+        return (sample_from_noise(student, scheduler, batch, noise, steps) - pair.goal).square().mean().item()
 
     before = [distance(steps) for steps in (1, 4)]
     for step in range(60):

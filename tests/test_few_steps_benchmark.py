@@ -111,6 +111,5 @@ def test_it_runs_and_does_not_repeat_what_is_finished(tmp_path: Path, monkeypatc
         raise AssertionError("done again")
 
     monkeypatch.setattr(few_steps, "fill", refuse)
-    monkeypatch.setattr(few_steps, "make_pair", refuse)
     assert main(command) == 0
     assert json.loads((tmp_path / "curves.json").read_text()) == record
