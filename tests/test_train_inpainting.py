@@ -321,8 +321,8 @@ def test_compiled_training_learns_the_same(base, tmp_path):
 # --- few steps ---
 
 
-def test_few_step_sampling_is_learned_from_the_base(base, tmp_path):
-    folder = train(make_config(base, tmp_path / "run", few_step_teacher=3, max_steps=2, validate_every_steps=2))
+def test_few_step_sampling_is_learned_towards_the_truth(base, tmp_path):
+    folder = train(make_config(base, tmp_path / "run", few_steps="truth", max_steps=2, validate_every_steps=2))
     pipe = ZeroStereoPipeline.from_pretrained(folder)
     assert pipe.config.default_num_inference_steps == 4
     assert pipe.scheduler.config.timestep_spacing == "trailing" and pipe.scheduler.config.set_alpha_to_one
@@ -333,8 +333,9 @@ def test_few_step_sampling_is_learned_from_the_base(base, tmp_path):
     assert lines[0]["loss"] != log_lines(tmp_path / "plain")[0]["loss"]
 
 
-def test_the_teacher_of_few_steps_is_the_base_as_it_was(base, tmp_path):
-    config = make_config(base, tmp_path / "whole", few_step_teacher=2, max_steps=3, log_every_steps=1)
+def test_the_teacher_of_few_steps_is_the_base_as_it_was(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.fine_tuning.TEACHER_STEPS", 2)
+    config = make_config(base, tmp_path / "whole", few_steps="teacher", max_steps=3, log_every_steps=1)
     train(config)
     train(dataclasses.replace(config, output=tmp_path / "parts", stop_after_minutes=0))
     train(dataclasses.replace(config, output=tmp_path / "parts", resume=True))

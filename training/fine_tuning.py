@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.base_model import InpaintingBase, load_base
 from training.data_mixture import DataSource, parse_source
 from training.export_card import parts_that_forbid_pushing
-from training.few_steps import few_step_loss
+from training.few_steps import TEACHER_STEPS, few_step_loss
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.lora import ATTENTION_TARGETS, add_lora
 from training.public_parts import Part
@@ -132,12 +132,11 @@ class FineTuningConfig(RunConfig):
         group="optimisation",
         at_least=0,
     )
-    few_step_teacher: int | None = option(
+    few_steps: Literal["truth", "teacher"] | None = option(
         None,
-        help="learn to sample in few steps what --base samples in this many, 50 is usual, in place of the loss on "
-        "noise; none = the loss on noise",
+        help="learn to sample in few steps instead of the loss on noise, towards the true view or towards what --base "
+        "samples in many steps; none = the loss on noise",
         group="optimisation",
-        at_least=1,
     )
     optimizer: Literal["adamw", "adamw-fused", "adamw-8bit"] = option(
         "adamw", help="plain, fused into one kernel, or with 8-bit state (bitsandbytes)", group="optimisation"
@@ -193,7 +192,7 @@ def make_base(config: FineTuningConfig) -> InpaintingBase:
         "latent_mask_reduction": config.latent_mask or base.settings.get("latent_mask_reduction", "nearest"),
         "masked_fill": config.masked_fill or base.settings.get("masked_fill", "zero"),
     }
-    if config.few_step_teacher is not None:
+    if config.few_steps is not None:
         base.settings["default_num_inference_steps"] = FEW_STEPS
         sampling = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
         base.scheduler = DDIMScheduler.from_config(base.scheduler.config, **sampling)
@@ -213,10 +212,12 @@ def make_loss(config: FineTuningConfig, base: InpaintingBase, device: torch.devi
 
     The teacher of few-step sampling is a copy of the base's UNet, so call this before it has learned anything.
     """
-    if config.few_step_teacher is None:
+    if config.few_steps is None:
         return partial(_loss_on_noise, config, base.scheduler)
-    teacher = copy.deepcopy(base.unet).requires_grad_(False).eval().to(device)
-    return partial(_loss_of_few_steps, config, base.scheduler, teacher)
+    teacher = None
+    if config.few_steps == "teacher":
+        teacher = copy.deepcopy(base.unet).requires_grad_(False).eval().to(device)
+    return partial(_loss_of_few_steps, base.scheduler, teacher)
 
 
 def _loss_on_noise(
@@ -227,15 +228,13 @@ def _loss_on_noise(
 
 
 def _loss_of_few_steps(
-    config: FineTuningConfig,
     scheduler: Any,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     network: nn.Module,
     batch: InpaintingBatch,
     generator: torch.Generator,
 ) -> Tensor:
-    assert config.few_step_teacher is not None
-    return few_step_loss(network, teacher, scheduler, batch, generator, teacher_steps=config.few_step_teacher)
+    return few_step_loss(network, teacher, scheduler, batch, generator, teacher_steps=TEACHER_STEPS)
 
 
 def check_permission(config: FineTuningConfig, part: Part | None) -> None:
