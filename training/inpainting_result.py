@@ -99,7 +99,7 @@ def write_lora(unet: Any, run: TrainingRun, base: InpaintingBase, folder: Path) 
     front |= {"base_model": part.name} if part.folder is None else {}
     card = LORA_CARD.format(
         title=config.push_to_hub or config.output.name,
-        base=part.name,
+        base=part.name if part.folder is None else Path(config.base).name,
         repo_id=config.push_to_hub or str(config.output / "lora"),
         training="\n".join(training_lines(run, base)),
         figures="\n".join(figure_lines(config.output)),

@@ -455,7 +455,8 @@ class TrainingRun:
         self.first_step = self._resume() if config.resume else self._begin()
         self.completed = self.first_step
         if accelerator.log_with:
-            accelerator.init_trackers(config.tracker)
+            # TensorBoard: a folder of the output; wandb: the project
+            accelerator.init_trackers("tensorboard" if config.tracker == "tensorboard" else "zerostereo")
         self._started = time.monotonic()
         self._bar: Any = None
 
