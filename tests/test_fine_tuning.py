@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the fine-tuning, the paper's preset, and networks and optimiser made ready."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from pipeline_zerostereo import ZeroStereoPipeline
@@ -97,6 +99,21 @@ def test_loss_is_over_the_whole_latent_with_the_weights_asked_for(base, changes)
     torch.testing.assert_close(
         found, inpainting_loss(ready.unet, ready.scheduler, make_batch(), step_generator(0, 0, 0), **named)
     )
+
+
+@pytest.mark.slow
+def test_compiled_network_has_the_gradients_of_the_plain_one(base, tmp_path):
+    found = []
+    for compiled in (False, True):
+        config = make_config(base, compile=compiled)
+        ready = make_base(config)
+        make_loss(config, ready, torch.device("cpu"))(ready.unet, make_batch(), step_generator(0, 0, 0)).backward()
+        found.append({name: p.grad for name, p in ready.unet.named_parameters()})
+    largest = max(gradient.abs().max() for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5 * float(largest), msg=name)
+    copy.deepcopy(ready.unet).save_pretrained(tmp_path)  # as the result is saved
+    assert set(UNet2DConditionModel.from_pretrained(tmp_path).state_dict()) == set(ready.unet.state_dict())
 
 
 @pytest.mark.parametrize("goal", ["truth", "teacher"])
