@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from pipeline_zerostereo import ZeroStereoPipeline
-from tests.tiny_components import embedded_pipeline, make_ddim
+from tests.tiny_components import embedded_pipeline, fill_by_rule, make_ddim
 from training.few_steps import few_step_loss
 from training.fine_tuning import PRESETS, FineTuningConfig, make_base, make_loss, make_optimizer
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
@@ -102,18 +102,31 @@ def test_loss_is_over_the_whole_latent_with_the_weights_asked_for(base, changes)
 
 
 @pytest.mark.slow
-def test_compiled_network_has_the_gradients_of_the_plain_one(base, tmp_path):
+def test_compiled_network_has_the_gradients_of_the_plain_one(tmp_path):
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=17,
+        out_channels=8,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        norm_num_groups=8,
+    )
+    embedded_pipeline(unet=fill_by_rule(unet)).save_pretrained(tmp_path / "base")
     found = []
     for compiled in (False, True):
-        config = make_config(base, compile=compiled)
+        config = make_config(tmp_path / "base", compile=compiled)
         ready = make_base(config)
         make_loss(config, ready, torch.device("cpu"))(ready.unet, make_batch(), step_generator(0, 0, 0)).backward()
         found.append({name: p.grad for name, p in ready.unet.named_parameters()})
     largest = max(gradient.abs().max() for gradient in found[0].values())
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5 * float(largest), msg=name)
-    copy.deepcopy(ready.unet).save_pretrained(tmp_path)  # as the result is saved
-    assert set(UNet2DConditionModel.from_pretrained(tmp_path).state_dict()) == set(ready.unet.state_dict())
+    copy.deepcopy(ready.unet).save_pretrained(tmp_path / "saved")  # as the result is saved
+    assert set(UNet2DConditionModel.from_pretrained(tmp_path / "saved").state_dict()) == set(unet.state_dict())
 
 
 @pytest.mark.parametrize("goal", ["truth", "teacher"])
