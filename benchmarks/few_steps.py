@@ -58,7 +58,7 @@ CROP = 32  # latent pixels, 64 px
 BORDER_SHARE = 0.5
 BATCH_SIZE = 16
 HELD_OUT_SEED = 77
-TEACHER_RATE, STUDENT_RATE = 1e-3, 5e-4  # peaks of the learning rate
+LEARNING_RATE = 1e-3  # peak
 STEP_COUNTS = (1, 2, 4, 8, 20, 50)
 SHOWN = (("before", 4), ("before", 50), ("after", 1), ("after", 4), ("after", 50))  # columns of fills.png
 FEW = 4  # steps, of the targets
@@ -129,7 +129,7 @@ def train_before(latents: list[Tensor], steps: int, path: Path) -> NoiseUNet:
         with torch.autocast("cpu", torch.bfloat16):
             return inpainting_loss(unet, scheduler, batch, generator, known_weight=1.0, hole_weight=0.0)
 
-    train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=TEACHER_RATE, seed=1)
+    train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=LEARNING_RATE, seed=1)
     return unet
 
 
@@ -143,7 +143,7 @@ def train_after(before: NoiseUNet, latents: list[Tensor], steps: int, path: Path
         with torch.autocast("cpu", torch.bfloat16):
             return few_step_loss(unet, None, scheduler, batch, generator)
 
-    train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=STUDENT_RATE, seed=3)
+    train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=LEARNING_RATE, seed=3)
     return unet
 
 

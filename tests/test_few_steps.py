@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Few steps: the sampler is the pipeline's, the loss has known values, and a network learns to answer at once."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 
 from tests.tiny_components import embedded_pipeline, make_disparity, make_photos, official_pipeline
 from training.few_steps import (
-    SMALLEST_CONTRAST,
+    SMALLEST_ENERGY,
     TEXTURE_WEIGHT,
     NoisePair,
     few_step_loss,
-    local_contrast,
+    local_energy,
     pair_loss,
     predicted_latents,
     sample_from_noise,
     signal_and_noise,
+    texture_divergence,
     trailing_timesteps,
 )
 from training.inpainting_from_scratch import make_unet
@@ -139,53 +141,90 @@ def test_sampling_leaves_the_scheduler_and_takes_no_gradient():
 # --- texture ---
 
 
-def test_contrast_of_a_known_picture():
+def test_energy_of_a_known_picture():
     ramp = torch.arange(9.0).expand(1, 1, 6, 9) * 0.5  # steps of .5 along the rows, none along the columns
-    inside = local_contrast(ramp)[..., :6]  # farther right the window reaches the last column, which steps nowhere
-    torch.testing.assert_close(inside, torch.full_like(inside, (0.25 + SMALLEST_CONTRAST**2) ** 0.5))
-    torch.testing.assert_close(local_contrast(ramp.mT)[..., :6, :], inside.mT)
+    for lag, energy in ((1, 0.25), (2, 1.0)):
+        inside = local_energy(ramp, lag)[..., : 7 - lag]  # farther right the window reaches where steps end
+        torch.testing.assert_close(inside, torch.full_like(inside, energy))
+        torch.testing.assert_close(local_energy(ramp.mT, lag)[..., : 7 - lag, :], inside.mT)
 
 
-def test_contrast_knows_neither_sign_nor_place():
+def test_energy_knows_neither_sign_nor_place():
     picture = torch.randn(1, 2, 12, 16, generator=step_generator(0, 0, 0))
-    torch.testing.assert_close(local_contrast(-picture), local_contrast(picture))
+    torch.testing.assert_close(local_energy(-picture, 1), local_energy(picture, 1))
     stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 1, 12, 16)
-    torch.testing.assert_close(local_contrast(stripes.roll(1, -1)), local_contrast(stripes))
+    torch.testing.assert_close(local_energy(stripes.roll(1, -1), 1), local_energy(stripes, 1))
+    assert not local_energy(stripes, 2).any()  # which is why one lag is not enough
 
 
-def test_contrast_of_a_flat_picture_has_a_gradient():
+def test_divergence_has_its_closed_form():
+    """Ramps of .5 and 1 a pixel: energies .25 and 1 at lag 1, 1 and 4 at lag 2, where no border is near."""
+    slow, fast = (torch.arange(20.0).expand(1, 1, 20, 20) * step for step in (0.5, 1.0))
+    pairs = [(0.25 + SMALLEST_ENERGY, 1 + SMALLEST_ENERGY), (1 + SMALLEST_ENERGY, 4 + SMALLEST_ENERGY)]
+    expected = sum(t * math.log(t / f) - t + f for f, t in pairs)
+    assert texture_divergence(slow, fast)[0, 0, 9, 9].item() == pytest.approx(expected, rel=1e-5)
+    assert not texture_divergence(slow, slow).any()
+
+
+def test_best_energy_for_several_truths_is_their_mean():
+    ramp = torch.arange(20.0).expand(1, 1, 20, 20)
+    truths = [ramp * energy**0.5 for energy in (0.1, 0.3, 2.0)]
+    losses = {
+        energy: sum(texture_divergence(ramp * energy**0.5, truth)[0, 0, 9, 9].item() for truth in truths)
+        for energy in (0.6, 0.7, 0.8, 0.9, 1.0)
+    }
+    assert min(losses, key=losses.__getitem__) == 0.8
+
+
+def test_divergence_of_a_flat_picture_has_a_gradient():
     flat = torch.zeros(1, 1, 5, 5, requires_grad=True)
-    local_contrast(flat).sum().backward()
-    assert flat.grad is not None and torch.isfinite(flat.grad).all()
+    texture_divergence(flat + torch.eye(5) * 1e-4, torch.rand(1, 1, 5, 5)).sum().backward()
+    assert flat.grad is not None and torch.isfinite(flat.grad).all() and flat.grad.abs().sum() > 0
 
 
 # --- the loss ---
 
 
-def loss_of(answer: Tensor, batch: InpaintingBatch, sample: Tensor, **options) -> float:
-    """Return the loss of a student that answers `answer` whatever it sees."""
-    student = Formula(lambda noisy, timesteps: answer)
-    pair = NoisePair(torch.randn(sample.shape, generator=step_generator(1, 0, 0)), sample)
+def loss_of(first: Tensor, batch: InpaintingBatch, goal: Tensor, **options) -> float:
+    """Return the loss of a student that answers `first` whatever it sees."""
+    student = Formula(lambda noisy, timesteps: first)
+    pair = NoisePair(torch.randn(goal.shape, generator=step_generator(1, 0, 0)), goal)
     return pair_loss(student, make_scheduler("sample"), batch, pair, step_generator(0, 0, 0), **options).item()
 
 
-def test_loss_is_the_weighted_distance_to_the_goal():
-    batch, sample = make_batch(), torch.full((2, 3, 6, 9), 0.25)
-    found = loss_of(sample + 0.5, batch, sample, texture_weight=0.0)
+def test_loss_of_the_first_answer_is_the_weighted_distance_to_the_goal():
+    batch, goal = make_batch(), torch.full((2, 3, 6, 9), 0.25)
+    found = loss_of(goal + 0.5, batch, goal, texture_weight=0.0, last_timestep_share=1.0)
     assert found == pytest.approx(0.25 * (KNOWN_WEIGHT + HOLE_WEIGHT * 16 / 54))  # 2 x 2 holes, dilated to 4 x 4
 
 
-def test_texture_is_compared_with_the_truth():
-    batch, sample = make_batch(), torch.zeros(2, 3, 6, 9)
-    flat = torch.full_like(sample, SMALLEST_CONTRAST)
+def test_later_answers_are_compared_with_the_first_and_not_with_the_goal():
+    batch, goal = make_batch(), torch.full((2, 3, 6, 9), 0.25)
+    assert loss_of(goal + 0.5, batch, goal, texture_weight=0.0, last_timestep_share=0.0) == 0
+
+    def later_is_more(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.where((timesteps == 999).view(-1, 1, 1, 1), 1.0, 1.5).expand(2, 3, 6, 9)
+
+    pair = NoisePair(torch.zeros(2, 3, 6, 9), goal)
+    options = {"texture_weight": 0.0, "last_timestep_share": 0.0}
+    found = pair_loss(
+        Formula(later_is_more), make_scheduler("sample"), batch, pair, step_generator(0, 0, 0), **options
+    )
+    assert found.item() == pytest.approx(0.25 * (KNOWN_WEIGHT + HOLE_WEIGHT * 16 / 54))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_texture_is_compared_with_the_truth_at_every_timestep(share: float):
+    batch, flat = make_batch(), torch.zeros(2, 3, 6, 9)
     weight = torch.full((2, 1, 6, 9), KNOWN_WEIGHT)
     weight[..., 1:5, 4:8] += HOLE_WEIGHT
-    missing = (weight * (local_contrast(batch.target_latents) - flat).square()).mean().item()
-    assert loss_of(sample, batch, sample) == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-4)
-    assert loss_of(batch.target_latents, batch, batch.target_latents) == 0
+    missing = (weight * texture_divergence(flat, batch.target_latents)).mean().item()
+    found = loss_of(flat, batch, flat, last_timestep_share=share)
+    assert found == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-4) and missing > 0
+    assert loss_of(batch.target_latents, batch, batch.target_latents, last_timestep_share=share) == 0
 
 
-def test_later_points_lie_between_the_first_answer_and_the_goal_on_the_pair_s_noise():
+def test_later_steps_are_shown_the_first_answer_under_the_same_noise():
     scheduler, batch = make_scheduler("sample"), make_batch()
     seen: list[Tensor] = []
 
@@ -199,9 +238,7 @@ def test_later_points_lie_between_the_first_answer_and_the_goal_on_the_pair_s_no
     assert student.timesteps[0] == [999, 999] and max(student.timesteps[1]) < 999
     assert torch.equal(seen[0], noise)
     signal, share = signal_and_noise(scheduler, torch.tensor(student.timesteps[1]))
-    between = (seen[1] - share * noise) / signal
-    assert torch.allclose(between.amin((1, 2, 3)), between.amax((1, 2, 3)), atol=1e-3)
-    assert ((between > 2) & (between < 5)).all() and between[0, 0, 0, 0] != between[1, 0, 0, 0]
+    torch.testing.assert_close(seen[1], signal * 2.0 + share * noise)
 
 
 def test_first_step_sees_nothing_but_the_noise():
@@ -284,6 +321,9 @@ def test_wrong_arguments_are_refused():
         trailing_timesteps(1000, 0)
     with pytest.raises(ValueError, match=r"`steps` must lie in 1 ... 30; got 31"):
         trailing_timesteps(30, 31)
+    for lag in (0, 4):
+        with pytest.raises(ValueError, match=rf"`lag` must lie in 1 ... 3; got {lag}"):
+            local_energy(torch.zeros(1, 1, 4, 9), lag)
     noisy, timesteps = torch.zeros(1, 1, 2, 2), torch.tensor([999])
     silent = make_scheduler("epsilon", rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match='`scheduler` must keep some signal .* "epsilon"; got a share of'):

@@ -6,11 +6,13 @@ an average over all possible fills, and where noise is predicted its error is di
 the student is trained on its answer itself, the clean latents, and mostly where a sampling begins. Two things are
 added because regression alone leaves blur, and would train one step only:
 
-- Self-consistency. At inference the later steps see what the student's own earlier answers have become. So training
-  shows it points between its first answer and the goal, noised by the same noise, at any timestep; each shall lead
-  to the same goal. More steps then refine the picture, and never lead elsewhere.
-- Texture. The local contrast of neighbouring latent pixels, a figure without position or sign, shall be that of the
-  true latents. Distance alone prefers no texture to a texture at another place.
+- Self-consistency. At inference the later steps see what the student's own first answer has become. So at every
+  other timestep it is shown its first answer, noised by the same noise, and shall give the same answer again: the
+  picture does not depend on the number of steps.
+- Texture. The local energy of steps between latent pixels, a figure without position or sign, shall be that of the
+  truth, because distance alone prefers no texture to a texture at another place. Energies are compared by a
+  divergence whose optimum is the mean of what is possible; the optimum of squared roots lies far below it, as
+  energies are spread over orders of magnitude.
 
 The goal is the truth, or a sample: with a teacher, deterministic DDIM turns each noise into one sample in many steps,
 and the student learns to give this sample from that noise. That keeps what a good sampler invents, and inherits what a
@@ -37,10 +39,11 @@ from torch import Tensor, nn
 from training.inpainting_loss import HOLE_WEIGHT, KNOWN_WEIGHT, InpaintingBatch, draw_timesteps
 
 TEACHER_STEPS = 50  # denoising steps of a sample that is learned from
-LAST_TIMESTEP_SHARE = 0.4  # of the samples practise the first step of every sampling, which decides most
-TEXTURE_WEIGHT = 2.0
-TEXTURE_WINDOW = 5  # latent pixels; contrast is compared over squares of this side
-SMALLEST_CONTRAST = 1e-3  # keeps the gradient of the root finite where a picture is flat
+LAST_TIMESTEP_SHARE = 0.5  # of the samples practise the first step of every sampling, which decides the picture
+TEXTURE_WEIGHT = 1.0
+TEXTURE_LAGS = (1, 2)  # latent pixels; a checkerboard has all its energy in steps of one, texture has not
+TEXTURE_WINDOW = 5  # latent pixels; energy is compared over squares of this side
+SMALLEST_ENERGY = 1e-3  # added to every energy: below it a difference in texture cannot be seen
 
 
 class NoisePair(NamedTuple):
@@ -139,15 +142,33 @@ def sample_from_noise(network: nn.Module, scheduler: Any, batch: InpaintingBatch
     return latents
 
 
-def local_contrast(latents: Tensor) -> Tensor:
-    """Give the root mean square step between neighbouring latent pixels around each place, [B,c,h,w].
+def local_energy(latents: Tensor, lag: int) -> Tensor:
+    """Give the mean squared step between latent pixels `lag` apart around each place, [B,c,h,w].
 
-    Steps along both axes, within squares of `TEXTURE_WINDOW`; at the borders of those that exist.
+    Steps along both axes, added; within squares of `TEXTURE_WINDOW`. Steps beyond the borders count as none.
+
+    Raises:
+        ValueError: `lag` outside 1 ... the smaller side - 1.
     """
-    across = F.pad((latents[..., 1:] - latents[..., :-1]).square(), (0, 1))
-    down = F.pad((latents[..., 1:, :] - latents[..., :-1, :]).square(), (0, 0, 0, 1))
-    mean = F.avg_pool2d(across + down, TEXTURE_WINDOW, stride=1, padding=TEXTURE_WINDOW // 2, count_include_pad=False)
-    return (mean + SMALLEST_CONTRAST**2).sqrt()
+    smallest = min(latents.shape[-2:])
+    if not 1 <= lag < smallest:
+        raise ValueError(f"`lag` must lie in 1 ... {smallest - 1}; got {lag}.")
+    across = F.pad((latents[..., lag:] - latents[..., :-lag]).square(), (0, lag))
+    down = F.pad((latents[..., lag:, :] - latents[..., :-lag, :]).square(), (0, 0, 0, lag))
+    return F.avg_pool2d(across + down, TEXTURE_WINDOW, 1, TEXTURE_WINDOW // 2, count_include_pad=False)
+
+
+def texture_divergence(found: Tensor, truth: Tensor) -> Tensor:
+    """Compare the local energies of two pictures of latents, [B,c,h,w]: >= 0, and 0 where they are equal.
+
+    The generalised Kullback-Leibler divergence t log(t / f) - t + f. As for every Bregman divergence, the f that is
+    best for many t is their mean.
+    """
+    total = torch.zeros_like(found)
+    for lag in TEXTURE_LAGS:
+        ours, true = (local_energy(latents, lag) + SMALLEST_ENERGY for latents in (found, truth))
+        total = total + true * (true / ours).log() - true + ours
+    return total
 
 
 def pair_loss(
@@ -160,16 +181,16 @@ def pair_loss(
     last_timestep_share: float = LAST_TIMESTEP_SHARE,
     texture_weight: float = TEXTURE_WEIGHT,
 ) -> Tensor:
-    """Compare the student's answer, from anywhere on its way, with the goal of its noise.
+    """Compare the student's first answer with the goal of its noise, and its later ones with the first.
 
     Args:
         student: as in `inpainting_loss`.
         scheduler: tells `alphas_cumprod`, `prediction_type` and `num_train_timesteps`.
         batch: conditions, and the true latents whose texture is asked for.
         pair: a noise and its goal under these conditions.
-        generator: timesteps, and how far each first answer is moved towards the goal, are drawn from it.
+        generator: timesteps are drawn from it.
         last_timestep_share: see `draw_timesteps`.
-        texture_weight: of the squared difference in `local_contrast`, beside the squared distance.
+        texture_weight: of `texture_divergence`, beside the squared distance.
 
     Returns:
         a scalar, weighted as `inpainting_loss` weighs: mostly inside the latent mask, dilated by one.
@@ -180,17 +201,15 @@ def pair_loss(
     B, device = len(pair.noise), pair.noise.device
     train_timesteps = scheduler.config.num_train_timesteps
     timesteps = draw_timesteps(B, train_timesteps, last_timestep_share, generator=generator).to(device)
-    progress = torch.rand(B, generator=generator, device=generator.device).to(device).view(-1, 1, 1, 1)
     last = torch.full_like(timesteps, train_timesteps - 1)
+    is_first = (timesteps == last).view(-1, 1, 1, 1)
     with torch.no_grad():
         first = answer(student, scheduler, batch, pair.noise, last)
-    between = torch.lerp(first, pair.goal, progress)
     signal, share = signal_and_noise(scheduler, timesteps)
-    noisy = signal * between + share * pair.noise
-    noisy = torch.where((timesteps == last).view(-1, 1, 1, 1), pair.noise, noisy)  # where sampling begins
+    noisy = torch.where(is_first, pair.noise, signal * first + share * pair.noise)
     found = answer(student, scheduler, batch, noisy, timesteps)
-    distance = (found - pair.goal).square()
-    texture = (local_contrast(found) - local_contrast(batch.target_latents)).square()
+    distance = (found - torch.where(is_first, pair.goal, first)).square()
+    texture = texture_divergence(found, batch.target_latents)
     weight = KNOWN_WEIGHT + HOLE_WEIGHT * F.max_pool2d(batch.latent_mask, 3, stride=1, padding=1)  # [B,1,h,w]
     return (weight * (distance + texture_weight * texture)).mean()
 
