@@ -84,7 +84,7 @@ class Size:
     scenes: int = 2048
     teacher_training_steps: int = 2000
     student_scenes: int = 512  # of the same scenes; also their pictures are kept for these
-    student_training_steps: int = 300
+    student_training_steps: int = 800
     held_out_scenes: int = 32
 
 
@@ -144,8 +144,8 @@ def train_after(before: NoiseUNet, vae: AutoencoderTiny, planes: list[Tensor], s
     vae.requires_grad_(False)
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
-        *latents, pictures = cut_squares(planes, BATCH_SIZE, CROP, BORDER_SHARE, generator)
-        batch = InpaintingBatch(*latents, EMPTY_PROMPT.expand(BATCH_SIZE, -1, -1))
+        target, masked, mask, pictures = cut_squares(planes, BATCH_SIZE, CROP, BORDER_SHARE, generator)
+        batch = InpaintingBatch(target, masked, mask, EMPTY_PROMPT.expand(BATCH_SIZE, -1, -1))
         with torch.autocast("cpu", torch.bfloat16):
             return few_step_loss(
                 unet, None, scheduler, batch, unfold(pictures), lambda x: decode_latents(vae, x), generator

@@ -247,14 +247,40 @@ def test_later_answers_are_compared_with_the_first_and_not_with_the_goal():
     assert found.item() == pytest.approx(0.25 * (KNOWN_WEIGHT + HOLE_WEIGHT * 16 / 54))
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_texture_of_the_decoded_holes_is_compared_with_the_truth_at_every_timestep(share: float):
+def test_texture_of_the_first_answer_is_that_of_the_decoded_holes_of_the_truth():
     batch, flat = make_batch(), torch.zeros(2, 3, 6, 9)
     holes = torch.zeros(2, 1, 12, 18)
     holes[..., 4:8, 10:14] = 1
     missing = texture_divergence(decode(flat), PICTURE, holes).item()
     assert missing > 0.5
-    assert loss_of(flat, batch, flat, last_timestep_share=share) == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-5)
+    assert loss_of(flat, batch, flat, last_timestep_share=1.0) == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-5)
+    assert loss_of(flat, batch, flat, last_timestep_share=0.0) == 0  # later ones repeat the first
+
+
+def test_texture_of_later_answers_is_that_of_the_first():
+    batch, picture = make_batch(), torch.randn(2, 3, 6, 9, generator=step_generator(2, 0, 0))
+
+    def later_is_flat(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.where((timesteps == 999).view(-1, 1, 1, 1), picture, torch.zeros_like(picture))
+
+    holes = torch.zeros(2, 1, 12, 18)
+    holes[..., 4:8, 10:14] = 1
+    missing = texture_divergence(torch.zeros(2, 3, 12, 18), decode(picture), holes).item()
+    weight = torch.full((2, 1, 6, 9), KNOWN_WEIGHT)
+    weight[..., 1:5, 4:8] += HOLE_WEIGHT
+    pair, scheduler = NoisePair(torch.zeros(2, 3, 6, 9), picture), make_scheduler("sample")
+    found = pair_loss(
+        Formula(later_is_flat),
+        scheduler,
+        batch,
+        pair,
+        PICTURE,
+        decode,
+        step_generator(0, 0, 0),
+        last_timestep_share=0.0,
+    )
+    expected = (weight * picture.square()).mean().item() + TEXTURE_WEIGHT * missing
+    assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_later_steps_are_shown_the_first_answer_under_the_same_noise():

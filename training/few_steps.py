@@ -7,8 +7,8 @@ the student is trained on its answer itself, the clean latents, and mostly where
 added because regression alone leaves blur, and would train one step only:
 
 - Self-consistency. At inference the later steps see what the student's own first answer has become. So at every
-  other timestep it is shown its first answer, noised by the same noise, and shall give the same answer again: the
-  picture does not depend on the number of steps.
+  other timestep it is shown its first answer, noised by the same noise, and shall give the same answer again, in place
+  and in texture: the picture does not depend on the number of steps.
 - Texture. The local energy of steps between the pixels of the decoded picture, a figure without position or sign,
   shall be that of the truth, because distance alone prefers no texture to a texture at another place. It is the
   pixels' energy: latents can have all the energy of true ones and be decoded into blur. Energies are compared by a
@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from training.inpainting_loss import HOLE_WEIGHT, KNOWN_WEIGHT, InpaintingBatch, draw_timesteps
 
 TEACHER_STEPS = 50  # denoising steps of a sample that is learned from
-LAST_TIMESTEP_SHARE = 0.5  # of the samples practise the first step of every sampling, which decides the picture
-TEXTURE_WEIGHT = 0.3
+LAST_TIMESTEP_SHARE = 0.7  # of the samples practise the first step of every sampling, which decides the picture
+TEXTURE_WEIGHT = 0.8
 TEXTURE_LAGS = (1, 2)  # px; a checkerboard has all its energy in steps of one, texture has not
 TEXTURE_WINDOW = 5  # px; energy is compared over squares of this side
 SMALLEST_ENERGY = 1e-4  # added to every energy, of pictures in [-1,1]: a difference below it cannot be seen
@@ -207,7 +207,7 @@ def pair_loss(
         scheduler: tells `alphas_cumprod`, `prediction_type` and `num_train_timesteps`.
         batch: the conditions; its target latents are not looked at.
         pair: a noise and its goal under these conditions.
-        true_image: [B,3,H,W] in [-1,1], whose texture is asked for in the holes.
+        true_image: [B,3,H,W] in [-1,1], whose texture the first answer shall have in the holes.
         decode: latents [B,c,h,w] -> picture [B,3,H,W] in [-1,1]; gradients pass through it.
         generator: timesteps are drawn from it.
         last_timestep_share: see `draw_timesteps`.
@@ -232,7 +232,9 @@ def pair_loss(
     distance = (found - torch.where(is_first, pair.goal, first)).square()
     weight = KNOWN_WEIGHT + HOLE_WEIGHT * F.max_pool2d(batch.latent_mask, 3, stride=1, padding=1)  # [B,1,h,w]
     mask = F.interpolate(batch.latent_mask, true_image.shape[-2:])  # [B,1,H,W]
-    texture = texture_divergence(decode(found), true_image, mask)
+    with torch.no_grad():
+        asked_for = torch.where(is_first, true_image.float(), decode(first).float())
+    texture = texture_divergence(decode(found), asked_for, mask)
     return (weight * distance).mean() + texture_weight * texture
 
 
