@@ -41,16 +41,19 @@ from benchmarks.small_training import (
     HEIGHT,
     TRAINING_SEED,
     WIDTH,
+    cut_squares,
     draw_crops,
     load_or_make,
     prepare_for_training,
     render_scene_batch,
     scene_latents,
+    scene_pictures,
     train_resumably,
+    unfold,
 )
-from pipeline_zerostereo import WarpResult, ZeroStereoPipeline, forward_warp
+from pipeline_zerostereo import WarpResult, ZeroStereoPipeline, decode_latents, forward_warp
 from training.few_steps import few_step_loss
-from training.inpainting_loss import inpainting_loss
+from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.run import picture_grid, write_text_atomically
 
 MASKED_FILL, LATENT_MASK = "background", "max"  # as the embedded UNet knows them
@@ -80,11 +83,12 @@ class Size:
 
     scenes: int = 2048
     teacher_training_steps: int = 2000
-    student_training_steps: int = 300
+    student_scenes: int = 512  # of the same scenes; also their pictures are kept for these
+    student_training_steps: int = 800
     held_out_scenes: int = 32
 
 
-SMOKE = Size(scenes=4, teacher_training_steps=2, student_training_steps=2, held_out_scenes=2)
+SMOKE = Size(scenes=4, teacher_training_steps=2, student_scenes=4, student_training_steps=2, held_out_scenes=2)
 
 
 class NoiseUNet(UNet2DConditionModel):
@@ -133,15 +137,19 @@ def train_before(latents: list[Tensor], steps: int, path: Path) -> NoiseUNet:
     return unet
 
 
-def train_after(before: NoiseUNet, latents: list[Tensor], steps: int, path: Path) -> NoiseUNet:
-    """Train a copy by the few-step loss."""
+def train_after(before: NoiseUNet, vae: AutoencoderTiny, planes: list[Tensor], steps: int, path: Path) -> NoiseUNet:
+    """Train a copy by the few-step loss; planes: latents as before, and the pictures."""
     unet, scheduler = make_noise_unet(), make_scheduler("trailing")
     unet.load_state_dict(before.state_dict())
+    vae.requires_grad_(False)
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
-        batch = draw_crops(latents, BATCH_SIZE, CROP, BORDER_SHARE, generator)
+        target, masked, mask, pictures = cut_squares(planes, BATCH_SIZE, CROP, BORDER_SHARE, generator)
+        batch = InpaintingBatch(target, masked, mask, EMPTY_PROMPT.expand(BATCH_SIZE, -1, -1))
         with torch.autocast("cpu", torch.bfloat16):
-            return few_step_loss(unet, None, scheduler, batch, generator)
+            return few_step_loss(
+                unet, None, scheduler, batch, unfold(pictures), lambda x: decode_latents(vae, x), generator
+            )
 
     train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=LEARNING_RATE, seed=3)
     return unet
@@ -288,7 +296,12 @@ def train_both(work: Path, size: Size, vae: AutoencoderTiny) -> dict[str, NoiseU
         ),
     )
     before = train_before(latents, size.teacher_training_steps, work / "before.pt")
-    after = train_after(before, latents, size.student_training_steps, work / "after.pt")
+    pictures = load_or_make(
+        work / f"pictures-{size.student_scenes}.pt",
+        lambda: scene_pictures(seed=TRAINING_SEED, scenes=size.student_scenes, height=HEIGHT, width=WIDTH),
+    )
+    planes = [*(plane[: size.student_scenes] for plane in latents), pictures]
+    after = train_after(before, vae, planes, size.student_training_steps, work / "after.pt")
     return {"before": before, "after": after}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "zeroster
 EMPTY_PROMPT = torch.zeros(1, 1, 32)  # [1,tokens,channels], the constant embedding of the embedded weights
 TRAINING_SEED = 5001  # of the scenes that are learned from
 HEIGHT, WIDTH = 96, 128  # px of a scene
+FACTOR = 2  # px for each latent pixel
 RENDER_BATCH = 32
 WARMUP_SHARE = 0.05  # of the steps; the learning rate then falls linearly to zero, the shape of the paper's curve
 MAX_GRADIENT_NORM = 1.0
@@ -96,27 +98,51 @@ def scene_latents(
     return [torch.cat(planes) for planes in zip(*parts, strict=True)]
 
 
-def draw_crops(
-    latents: list[Tensor], count: int, side: int, border_share: float, generator: torch.Generator
-) -> InpaintingBatch:
-    """Cut squares from random samples; a share of them ends at the right border, where the view ends.
+def scene_pictures(*, seed: int, scenes: int, height: int, width: int) -> Tensor:
+    """Render the right views of a seed, at latent size: [N,12,height/2,width/2] in [-1,1]; `unfold` undoes it."""
+    parts = []
+    for start in tqdm(range(0, scenes, RENDER_BATCH), desc="pictures", unit="batch"):
+        batch = render_scene_batch(seed, start, min(RENDER_BATCH, scenes - start), height, width)
+        parts.append(F.pixel_unshuffle(2 * batch.right_image - 1, FACTOR).half())
+    return torch.cat(parts)
+
+
+def unfold(pictures: Tensor) -> Tensor:
+    """Put crops of `scene_pictures` back to pixels, [B,3,H,W]."""
+    return F.pixel_shuffle(pictures, FACTOR)
+
+
+def cut_squares(
+    planes: list[Tensor], count: int, side: int, border_share: float, generator: torch.Generator
+) -> list[Tensor]:
+    """Cut the same squares from planes of random samples; a share of them ends at the right border of the view.
 
     Args:
-        latents: target [N,c,h,w], masked image [N,c,h,w], mask [N,1,h,w].
+        planes: each [N,*,h,w].
         count: squares.
         side: of each, in latent pixels.
         border_share: in [0,1].
         generator: every draw comes from it.
+
+    Returns:
+        for each plane [count,*,side,side] float32.
     """
-    N, _, h, w = latents[0].shape
+    N, _, h, w = planes[0].shape
     chosen = torch.randint(N, (count,), generator=generator).tolist()
     draws = torch.rand((count, 3), generator=generator).tolist()
     squares = []
     for sample, (top_draw, left_draw, border_draw) in zip(chosen, draws, strict=True):
         top = int(top_draw * (h - side + 1))
         left = w - side if border_draw < border_share else int(left_draw * (w - side + 1))
-        squares.append([plane[sample, :, top : top + side, left : left + side].float() for plane in latents])
-    target, masked, mask = (torch.stack(planes) for planes in zip(*squares, strict=True))
+        squares.append([plane[sample, :, top : top + side, left : left + side].float() for plane in planes])
+    return [torch.stack(parts) for parts in zip(*squares, strict=True)]
+
+
+def draw_crops(
+    latents: list[Tensor], count: int, side: int, border_share: float, generator: torch.Generator
+) -> InpaintingBatch:
+    """Draw a batch by `cut_squares` from target latents, masked image latents and mask."""
+    target, masked, mask = cut_squares(latents, count, side, border_share, generator)
     return InpaintingBatch(target, masked, mask, EMPTY_PROMPT.expand(count, -1, -1))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
@@ -140,6 +141,14 @@ def test_sampling_leaves_the_scheduler_and_takes_no_gradient():
 
 # --- texture ---
 
+EVERYWHERE = torch.ones(1, 1, 20, 20)
+
+
+def only_at(y: int, x: int) -> Tensor:
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[0, 0, y, x] = 1
+    return mask
+
 
 def test_energy_of_a_known_picture():
     ramp = torch.arange(9.0).expand(1, 1, 6, 9) * 0.5  # steps of .5 along the rows, none along the columns
@@ -154,42 +163,60 @@ def test_energy_knows_neither_sign_nor_place():
     torch.testing.assert_close(local_energy(-picture, 1), local_energy(picture, 1))
     stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 1, 12, 16)
     torch.testing.assert_close(local_energy(stripes.roll(1, -1), 1), local_energy(stripes, 1))
-    assert not local_energy(stripes, 2).any()  # which is why one lag is not enough
+    assert not local_energy(stripes, 2)[..., :10].any()  # which is why one lag is not enough
 
 
 def test_divergence_has_its_closed_form():
     """Ramps of .5 and 1 a pixel: energies .25 and 1 at lag 1, 1 and 4 at lag 2, where no border is near."""
     slow, fast = (torch.arange(20.0).expand(1, 1, 20, 20) * step for step in (0.5, 1.0))
     pairs = [(0.25 + SMALLEST_ENERGY, 1 + SMALLEST_ENERGY), (1 + SMALLEST_ENERGY, 4 + SMALLEST_ENERGY)]
-    expected = sum(t * math.log(t / f) - t + f for f, t in pairs)
-    assert texture_divergence(slow, fast)[0, 0, 9, 9].item() == pytest.approx(expected, rel=1e-5)
-    assert not texture_divergence(slow, slow).any()
+    expected = sum((t * math.log(t / f) - t + f) / t for f, t in pairs)
+    assert texture_divergence(slow, fast, only_at(9, 8)).item() == pytest.approx(expected, rel=1e-5)
+    assert texture_divergence(slow, slow, EVERYWHERE) == 0
+
+
+def test_divergence_looks_at_the_mask_only():
+    truth = torch.randn(1, 3, 20, 20, generator=step_generator(0, 0, 0))
+    found = truth.clone()
+    found[..., 12:] = 0
+    assert texture_divergence(found, truth, only_at(5, 4)) == 0
+    assert texture_divergence(found, truth, only_at(5, 16)) > 1
+    assert texture_divergence(found, truth, torch.zeros(1, 1, 20, 20)) == 0
 
 
 def test_best_energy_for_several_truths_is_their_mean():
-    ramp = torch.arange(20.0).expand(1, 1, 20, 20)
-    truths = [ramp * energy**0.5 for energy in (0.1, 0.3, 2.0)]
+    ramp = torch.arange(20.0).expand(3, 1, 20, 20)
+    truths = ramp * torch.tensor([0.1, 0.3, 2.0]).sqrt().view(3, 1, 1, 1)
+    place = only_at(9, 8).expand(3, 1, 20, 20)
     losses = {
-        energy: sum(texture_divergence(ramp * energy**0.5, truth)[0, 0, 9, 9].item() for truth in truths)
-        for energy in (0.6, 0.7, 0.8, 0.9, 1.0)
+        energy: texture_divergence(ramp * energy**0.5, truths, place).item() for energy in (0.6, 0.7, 0.8, 0.9, 1.0)
     }
     assert min(losses, key=losses.__getitem__) == 0.8
 
 
 def test_divergence_of_a_flat_picture_has_a_gradient():
-    flat = torch.zeros(1, 1, 5, 5, requires_grad=True)
-    texture_divergence(flat + torch.eye(5) * 1e-4, torch.rand(1, 1, 5, 5)).sum().backward()
+    flat = torch.zeros(1, 1, 20, 20, requires_grad=True)
+    texture_divergence(flat + torch.eye(20) * 1e-4, torch.rand(1, 1, 20, 20), EVERYWHERE).backward()
     assert flat.grad is not None and torch.isfinite(flat.grad).all() and flat.grad.abs().sum() > 0
 
 
 # --- the loss ---
 
 
+PICTURE = torch.rand(2, 3, 12, 18, generator=step_generator(9, 0, 0))
+
+
+def decode(latents: Tensor) -> Tensor:
+    """Make 2 x 2 pixels of each latent pixel."""
+    return F.interpolate(latents, scale_factor=2)
+
+
 def loss_of(first: Tensor, batch: InpaintingBatch, goal: Tensor, **options) -> float:
     """Return the loss of a student that answers `first` whatever it sees."""
     student = Formula(lambda noisy, timesteps: first)
     pair = NoisePair(torch.randn(goal.shape, generator=step_generator(1, 0, 0)), goal)
-    return pair_loss(student, make_scheduler("sample"), batch, pair, step_generator(0, 0, 0), **options).item()
+    generator = step_generator(0, 0, 0)
+    return pair_loss(student, make_scheduler("sample"), batch, pair, PICTURE, decode, generator, **options).item()
 
 
 def test_loss_of_the_first_answer_is_the_weighted_distance_to_the_goal():
@@ -208,20 +235,52 @@ def test_later_answers_are_compared_with_the_first_and_not_with_the_goal():
     pair = NoisePair(torch.zeros(2, 3, 6, 9), goal)
     options = {"texture_weight": 0.0, "last_timestep_share": 0.0}
     found = pair_loss(
-        Formula(later_is_more), make_scheduler("sample"), batch, pair, step_generator(0, 0, 0), **options
+        Formula(later_is_more),
+        make_scheduler("sample"),
+        batch,
+        pair,
+        PICTURE,
+        decode,
+        step_generator(0, 0, 0),
+        **options,
     )
     assert found.item() == pytest.approx(0.25 * (KNOWN_WEIGHT + HOLE_WEIGHT * 16 / 54))
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_texture_is_compared_with_the_truth_at_every_timestep(share: float):
+def test_texture_of_the_first_answer_is_that_of_the_decoded_holes_of_the_truth():
     batch, flat = make_batch(), torch.zeros(2, 3, 6, 9)
+    holes = torch.zeros(2, 1, 12, 18)
+    holes[..., 4:8, 10:14] = 1
+    missing = texture_divergence(decode(flat), PICTURE, holes).item()
+    assert missing > 0.5
+    assert loss_of(flat, batch, flat, last_timestep_share=1.0) == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-5)
+    assert loss_of(flat, batch, flat, last_timestep_share=0.0) == 0  # later ones repeat the first
+
+
+def test_texture_of_later_answers_is_that_of_the_first():
+    batch, picture = make_batch(), torch.randn(2, 3, 6, 9, generator=step_generator(2, 0, 0))
+
+    def later_is_flat(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.where((timesteps == 999).view(-1, 1, 1, 1), picture, torch.zeros_like(picture))
+
+    holes = torch.zeros(2, 1, 12, 18)
+    holes[..., 4:8, 10:14] = 1
+    missing = texture_divergence(torch.zeros(2, 3, 12, 18), decode(picture), holes).item()
     weight = torch.full((2, 1, 6, 9), KNOWN_WEIGHT)
     weight[..., 1:5, 4:8] += HOLE_WEIGHT
-    missing = (weight * texture_divergence(flat, batch.target_latents)).mean().item()
-    found = loss_of(flat, batch, flat, last_timestep_share=share)
-    assert found == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-4) and missing > 0
-    assert loss_of(batch.target_latents, batch, batch.target_latents, last_timestep_share=share) == 0
+    pair, scheduler = NoisePair(torch.zeros(2, 3, 6, 9), picture), make_scheduler("sample")
+    found = pair_loss(
+        Formula(later_is_flat),
+        scheduler,
+        batch,
+        pair,
+        PICTURE,
+        decode,
+        step_generator(0, 0, 0),
+        last_timestep_share=0.0,
+    )
+    expected = (weight * picture.square()).mean().item() + TEXTURE_WEIGHT * missing
+    assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_later_steps_are_shown_the_first_answer_under_the_same_noise():
@@ -234,7 +293,7 @@ def test_later_steps_are_shown_the_first_answer_under_the_same_noise():
 
     student, noise = Formula(keep), torch.randn(2, 3, 6, 9, generator=step_generator(1, 0, 0))
     pair = NoisePair(noise, torch.full_like(noise, 5.0))
-    pair_loss(student, scheduler, batch, pair, step_generator(0, 0, 0), last_timestep_share=0.0)
+    pair_loss(student, scheduler, batch, pair, PICTURE, decode, step_generator(0, 0, 0), last_timestep_share=0.0)
     assert student.timesteps[0] == [999, 999] and max(student.timesteps[1]) < 999
     assert torch.equal(seen[0], noise)
     signal, share = signal_and_noise(scheduler, torch.tensor(student.timesteps[1]))
@@ -247,7 +306,7 @@ def test_first_step_sees_nothing_but_the_noise():
     inputs: list[Tensor] = []
     student.register_forward_pre_hook(lambda _, args: inputs.append(args[0][:, :3].clone()))
     pair = NoisePair(torch.ones(2, 3, 6, 9), batch.target_latents)
-    pair_loss(student, scheduler, batch, pair, step_generator(0, 0, 0), last_timestep_share=1.0)
+    pair_loss(student, scheduler, batch, pair, PICTURE, decode, step_generator(0, 0, 0), last_timestep_share=1.0)
     assert all(torch.equal(one, pair.noise) for one in inputs) and len(inputs) == 2
 
 
@@ -255,7 +314,7 @@ def test_first_step_sees_nothing_but_the_noise():
 def test_gradients_reach_the_student_alone(kind: str):
     scheduler, batch = make_scheduler(kind), make_batch()
     student, teacher = (Formula(lambda sample, timesteps: 0.5 * sample[:, :3]) for _ in range(2))
-    loss = few_step_loss(student, teacher, scheduler, batch, step_generator(0, 0, 0), teacher_steps=3)
+    loss = few_step_loss(student, teacher, scheduler, batch, PICTURE, decode, step_generator(0, 0, 0), teacher_steps=3)
     loss.backward()
     assert torch.isfinite(loss) and student.bias.grad is not None and student.bias.grad.abs() > 0
     assert teacher.bias.grad is None
@@ -265,9 +324,16 @@ def test_gradients_reach_the_student_alone(kind: str):
 def test_without_a_teacher_the_truth_is_the_goal():
     scheduler, batch = make_scheduler(), make_batch()
     student = knowing(scheduler, batch.target_latents)
-    assert few_step_loss(student, None, scheduler, batch, step_generator(0, 0, 0)).item() < 1e-6
+    generator, truth = step_generator(0, 0, 0), decode(batch.target_latents)
+    assert few_step_loss(student, None, scheduler, batch, truth, decode, generator).item() < 1e-6
     wrong = few_step_loss(
-        Formula(lambda sample, timesteps: sample[:, :3]), None, scheduler, batch, step_generator(0, 0, 0)
+        Formula(lambda sample, timesteps: sample[:, :3]),
+        None,
+        scheduler,
+        batch,
+        PICTURE,
+        decode,
+        step_generator(0, 0, 0),
     )
     assert wrong.item() > 0.1
 
@@ -275,7 +341,8 @@ def test_without_a_teacher_the_truth_is_the_goal():
 def test_a_student_that_answers_as_the_teacher_samples_has_no_loss():
     scheduler, batch = make_scheduler(), make_batch()
     network = knowing(scheduler, batch.target_latents)
-    loss = few_step_loss(network, network, scheduler, batch, step_generator(0, 0, 0), teacher_steps=2)
+    generator, truth = step_generator(0, 0, 0), decode(batch.target_latents)
+    loss = few_step_loss(network, network, scheduler, batch, truth, decode, generator, teacher_steps=2)
     assert loss.item() < 1e-6
 
 
@@ -284,7 +351,9 @@ def test_loss_repeats_and_depends_on_the_generator():
     student, teacher = (Formula(lambda sample, timesteps: 0.5 * sample[:, :3]) for _ in range(2))
     state = torch.random.get_rng_state()
     first, again, other = (
-        few_step_loss(student, teacher, scheduler, batch, step_generator(0, step, 0), teacher_steps=2).item()
+        few_step_loss(
+            student, teacher, scheduler, batch, PICTURE, decode, step_generator(0, step, 0), teacher_steps=2
+        ).item()
         for step in (0, 0, 1)
     )
     assert first == again != other
@@ -298,7 +367,7 @@ def test_a_small_network_learns_to_answer_in_one_step():
     batch = batch._replace(prompt_embeds=torch.zeros(2, 1, 32))
     noise = torch.randn(batch.target_latents.shape, generator=step_generator(0, 0, 0))
     pair = NoisePair(noise, batch.masked_image_latents)
-    student = make_unet(3, (8, 8))
+    student, picture = make_unet(3, (8, 8)), torch.zeros(2, 3, 16, 24)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
 
     def distance(steps: int) -> float:
@@ -306,7 +375,9 @@ def test_a_small_network_learns_to_answer_in_one_step():
 
     before = [distance(steps) for steps in (1, 4)]
     for step in range(60):
-        pair_loss(student, scheduler, batch, pair, step_generator(0, step, 0), texture_weight=0.0).backward()
+        pair_loss(
+            student, scheduler, batch, pair, picture, decode, step_generator(0, step, 0), texture_weight=0.0
+        ).backward()
         optimizer.step()
         optimizer.zero_grad()
     after = [distance(steps) for steps in (1, 4)]

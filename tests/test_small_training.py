@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import small_training
 from benchmarks.small_training import (
+    cut_squares,
     draw_crops,
     encode_in_parts,
     linear_rate,
     load_or_make,
     render_scene_batch,
     save_atomically,
+    scene_pictures,
     train_resumably,
+    unfold,
 )
 from pipeline_zerostereo import encode_latents
 from tests.tiny_components import make_photos, make_tiny_autoencoder
@@ -102,6 +106,21 @@ def test_crops_lie_in_their_sample_and_at_the_border_when_asked():
         assert torch.equal(batch.target_latents[:, 0, :, 0] % 100, (ends - 3)[:, None].expand(-1, 4))
         assert ends.unique().tolist() == ([9] if share else [3, 4, 5, 6, 7, 8, 9])
     assert len(batch.prompt_embeds) == 40
+
+
+def test_squares_of_all_planes_are_cut_alike_and_pictures_are_put_back():
+    picture = torch.rand(1, 3, 12, 20, generator=step_generator(0, 0, 0))
+    planes = [F.avg_pool2d(picture, 2), F.pixel_unshuffle(picture, 2)]
+    small, folded = cut_squares(planes, 5, 4, 0.5, step_generator(1, 0, 0))
+    assert unfold(folded).shape == (5, 3, 8, 8)
+    torch.testing.assert_close(F.avg_pool2d(unfold(folded), 2), small)
+
+
+def test_pictures_are_the_right_views(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(small_training, "RENDER_BATCH", 2)
+    pictures = unfold(scene_pictures(seed=3, scenes=3, height=24, width=32).float())
+    expected = 2 * render_scene_batch(3, 0, 3, 24, 32).right_image - 1
+    torch.testing.assert_close(pictures, expected, rtol=0, atol=1e-3)
 
 
 def test_scenes_do_not_depend_on_how_many_are_rendered(monkeypatch: pytest.MonkeyPatch):

@@ -7,10 +7,11 @@ the student is trained on its answer itself, the clean latents, and mostly where
 added because regression alone leaves blur, and would train one step only:
 
 - Self-consistency. At inference the later steps see what the student's own first answer has become. So at every
-  other timestep it is shown its first answer, noised by the same noise, and shall give the same answer again: the
-  picture does not depend on the number of steps.
-- Texture. The local energy of steps between latent pixels, a figure without position or sign, shall be that of the
-  truth, because distance alone prefers no texture to a texture at another place. Energies are compared by a
+  other timestep it is shown its first answer, noised by the same noise, and shall give the same answer again, in place
+  and in texture: the picture does not depend on the number of steps.
+- Texture. The local energy of steps between the pixels of the decoded picture, a figure without position or sign,
+  shall be that of the truth, because distance alone prefers no texture to a texture at another place. It is the
+  pixels' energy: latents can have all the energy of true ones and be decoded into blur. Energies are compared by a
   divergence whose optimum is the mean of what is possible; the optimum of squared roots lies far below it, as
   energies are spread over orders of magnitude.
 
@@ -30,6 +31,7 @@ Letters as in pipeline_zerostereo.py: B batch, h w latent pixels, c latent chann
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -39,11 +41,14 @@ from torch import Tensor, nn
 from training.inpainting_loss import HOLE_WEIGHT, KNOWN_WEIGHT, InpaintingBatch, draw_timesteps
 
 TEACHER_STEPS = 50  # denoising steps of a sample that is learned from
-LAST_TIMESTEP_SHARE = 0.5  # of the samples practise the first step of every sampling, which decides the picture
-TEXTURE_WEIGHT = 1.0
-TEXTURE_LAGS = (1, 2)  # latent pixels; a checkerboard has all its energy in steps of one, texture has not
-TEXTURE_WINDOW = 5  # latent pixels; energy is compared over squares of this side
-SMALLEST_ENERGY = 1e-3  # added to every energy: below it a difference in texture cannot be seen
+LAST_TIMESTEP_SHARE = 0.7  # of the samples practise the first step of every sampling, which decides the picture
+TEXTURE_WEIGHT = 0.8
+TEXTURE_LAGS = (1, 2)  # px; a checkerboard has all its energy in steps of one, texture has not
+TEXTURE_WINDOW = 5  # px; energy is compared over squares of this side
+SMALLEST_ENERGY = 1e-4  # added to every energy, of pictures in [-1,1]: a difference below it cannot be seen
+
+
+Decode = Callable[[Tensor], Tensor]
 
 
 class NoisePair(NamedTuple):
@@ -142,32 +147,44 @@ def sample_from_noise(network: nn.Module, scheduler: Any, batch: InpaintingBatch
     return latents
 
 
-def local_energy(latents: Tensor, lag: int) -> Tensor:
-    """Give the mean squared step between latent pixels `lag` apart around each place, [B,c,h,w].
+def local_energy(image: Tensor, lag: int) -> Tensor:
+    """Give the mean squared step between pixels `lag` apart around each place, [B,C,H,W].
 
     Steps along both axes, added; within squares of `TEXTURE_WINDOW`. Steps beyond the borders count as none.
 
     Raises:
         ValueError: `lag` outside 1 ... the smaller side - 1.
     """
-    smallest = min(latents.shape[-2:])
+    smallest = min(image.shape[-2:])
     if not 1 <= lag < smallest:
         raise ValueError(f"`lag` must lie in 1 ... {smallest - 1}; got {lag}.")
-    across = F.pad((latents[..., lag:] - latents[..., :-lag]).square(), (0, lag))
-    down = F.pad((latents[..., lag:, :] - latents[..., :-lag, :]).square(), (0, 0, 0, lag))
+    across = F.pad((image[..., lag:] - image[..., :-lag]).square(), (0, lag))
+    down = F.pad((image[..., lag:, :] - image[..., :-lag, :]).square(), (0, 0, 0, lag))
     return F.avg_pool2d(across + down, TEXTURE_WINDOW, 1, TEXTURE_WINDOW // 2, count_include_pad=False)
 
 
-def texture_divergence(found: Tensor, truth: Tensor) -> Tensor:
-    """Compare the local energies of two pictures of latents, [B,c,h,w]: >= 0, and 0 where they are equal.
+def texture_divergence(found: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Compare the local energies of two pictures where a mask says so: >= 0, and 0 where they are equal.
 
-    The generalised Kullback-Leibler divergence t log(t / f) - t + f. As for every Bregman divergence, the f that is
-    best for many t is their mean.
+    The generalised Kullback-Leibler divergence t log(t / f) - t + f, a mean over the mask, relative to the mean of t
+    there. As for every Bregman divergence, the f that is best for many t is their mean.
+
+    Args:
+        found: [B,C,H,W] in [-1,1].
+        truth: [B,C,H,W] in [-1,1].
+        mask: [B,1,H,W] float, 1 where to compare.
+
+    Returns:
+        a scalar, summed over `TEXTURE_LAGS`; 0 where the mask is empty.
+
+    Raises:
+        ValueError: as `local_energy`.
     """
-    total = torch.zeros_like(found)
+    total = torch.zeros((), device=found.device)
     for lag in TEXTURE_LAGS:
-        ours, true = (local_energy(latents, lag) + SMALLEST_ENERGY for latents in (found, truth))
-        total = total + true * (true / ours).log() - true + ours
+        ours, true = (local_energy(image.float(), lag) + SMALLEST_ENERGY for image in (found, truth))
+        divergence = true * (true / ours).log() - true + ours
+        total = total + (mask * divergence).sum() / (mask * true).sum().clamp_min(SMALLEST_ENERGY)
     return total
 
 
@@ -176,6 +193,8 @@ def pair_loss(
     scheduler: Any,
     batch: InpaintingBatch,
     pair: NoisePair,
+    true_image: Tensor,
+    decode: Decode,
     generator: torch.Generator,
     *,
     last_timestep_share: float = LAST_TIMESTEP_SHARE,
@@ -186,17 +205,19 @@ def pair_loss(
     Args:
         student: as in `inpainting_loss`.
         scheduler: tells `alphas_cumprod`, `prediction_type` and `num_train_timesteps`.
-        batch: conditions, and the true latents whose texture is asked for.
+        batch: the conditions; its target latents are not looked at.
         pair: a noise and its goal under these conditions.
+        true_image: [B,3,H,W] in [-1,1], whose texture the first answer shall have in the holes.
+        decode: latents [B,c,h,w] -> picture [B,3,H,W] in [-1,1]; gradients pass through it.
         generator: timesteps are drawn from it.
         last_timestep_share: see `draw_timesteps`.
-        texture_weight: of `texture_divergence`, beside the squared distance.
+        texture_weight: of `texture_divergence`, beside the squared distance of latents.
 
     Returns:
-        a scalar, weighted as `inpainting_loss` weighs: mostly inside the latent mask, dilated by one.
+        a scalar. Distances are weighted as `inpainting_loss` weighs: mostly inside the latent mask, dilated by one.
 
     Raises:
-        ValueError: as `predicted_latents`.
+        ValueError: as `predicted_latents` and `local_energy`.
     """
     B, device = len(pair.noise), pair.noise.device
     train_timesteps = scheduler.config.num_train_timesteps
@@ -209,9 +230,12 @@ def pair_loss(
     noisy = torch.where(is_first, pair.noise, signal * first + share * pair.noise)
     found = answer(student, scheduler, batch, noisy, timesteps)
     distance = (found - torch.where(is_first, pair.goal, first)).square()
-    texture = texture_divergence(found, batch.target_latents)
     weight = KNOWN_WEIGHT + HOLE_WEIGHT * F.max_pool2d(batch.latent_mask, 3, stride=1, padding=1)  # [B,1,h,w]
-    return (weight * (distance + texture_weight * texture)).mean()
+    mask = F.interpolate(batch.latent_mask, true_image.shape[-2:])  # [B,1,H,W]
+    with torch.no_grad():
+        asked_for = torch.where(is_first, true_image.float(), decode(first).float())
+    texture = texture_divergence(decode(found), asked_for, mask)
+    return (weight * distance).mean() + texture_weight * texture
 
 
 def few_step_loss(
@@ -219,6 +243,8 @@ def few_step_loss(
     teacher: nn.Module | None,
     scheduler: Any,
     batch: InpaintingBatch,
+    true_image: Tensor,
+    decode: Decode,
     generator: torch.Generator,
     *,
     teacher_steps: int = TEACHER_STEPS,
@@ -233,6 +259,8 @@ def few_step_loss(
             gets no gradient.
         scheduler: of both; not changed.
         batch: what `encode_pair` returned.
+        true_image: [B,3,H,W] in [-1,1], the pictures that were encoded.
+        decode: see `pair_loss`; for example `lambda latents: decode_latents(vae, latents)`.
         generator: every draw comes from it.
         teacher_steps: denoising steps of the teacher. They are most of the cost then: where data are fixed, keep the
             `NoisePair` of each sample and call `pair_loss`.
@@ -254,6 +282,8 @@ def few_step_loss(
         scheduler,
         batch,
         NoisePair(noise, goal),
+        true_image,
+        decode,
         generator,
         last_timestep_share=last_timestep_share,
         texture_weight=texture_weight,
