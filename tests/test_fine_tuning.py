@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from pipeline_zerostereo import ZeroStereoPipeline
+from pipeline_zerostereo import ZeroStereoPipeline, decode_latents
 from tests.tiny_components import embedded_pipeline, fill_by_rule, make_ddim
 from training.few_steps import few_step_loss
 from training.fine_tuning import PRESETS, FineTuningConfig, make_base, make_loss, make_optimizer
@@ -144,6 +144,8 @@ def test_loss_of_few_steps_keeps_the_teacher_as_it_was(base, monkeypatch, goal):
         teacher if goal == "teacher" else None,
         ready.scheduler,
         make_batch(),
+        decode_latents(ready.vae, make_batch().target_latents),
+        lambda latents: decode_latents(ready.vae, latents),
         step_generator(0, 0, 0),
         teacher_steps=2,
     )

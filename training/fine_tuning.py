@@ -18,6 +18,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from pipeline_zerostereo import decode_latents
 from training.base_model import InpaintingBase, load_base
 from training.data_mixture import DataSource, parse_source
 from training.export_card import parts_that_forbid_pushing
@@ -220,7 +221,7 @@ def make_loss(config: FineTuningConfig, base: InpaintingBase, device: torch.devi
     teacher = None
     if config.few_steps == "teacher":
         teacher = copy.deepcopy(base.unet).requires_grad_(False).eval().to(device)
-    return partial(_loss_of_few_steps, base.scheduler, teacher)
+    return partial(_loss_of_few_steps, base, teacher)
 
 
 def _loss_on_noise(
@@ -231,13 +232,20 @@ def _loss_on_noise(
 
 
 def _loss_of_few_steps(
-    scheduler: Any,
+    base: InpaintingBase,
     teacher: nn.Module | None,
     network: nn.Module,
     batch: InpaintingBatch,
     generator: torch.Generator,
 ) -> Tensor:
-    return few_step_loss(network, teacher, scheduler, batch, generator, teacher_steps=TEACHER_STEPS)
+    def decode(latents: Tensor) -> Tensor:
+        return decode_latents(base.vae, latents)
+
+    with torch.no_grad():
+        # the truth as the autoencoder gives it back: no UNet has more texture than that, and kept latents are enough
+        truth = decode(batch.target_latents)
+    steps = {"teacher_steps": TEACHER_STEPS}
+    return few_step_loss(network, teacher, base.scheduler, batch, truth, decode, generator, **steps)
 
 
 def check_permission(config: FineTuningConfig, part: Part | None) -> None:
