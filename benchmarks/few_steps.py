@@ -52,7 +52,7 @@ from benchmarks.small_training import (
     unfold,
 )
 from pipeline_zerostereo import WarpResult, ZeroStereoPipeline, decode_latents, forward_warp
-from training.few_steps import few_step_loss
+from training.few_steps import Pictures, few_step_loss
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.run import picture_grid, write_text_atomically
 
@@ -146,10 +146,9 @@ def train_after(before: NoiseUNet, vae: AutoencoderTiny, planes: list[Tensor], s
     def loss_of_step(generator: torch.Generator) -> Tensor:
         target, masked, mask, pictures = cut_squares(planes, BATCH_SIZE, CROP, BORDER_SHARE, generator)
         batch = InpaintingBatch(target, masked, mask, EMPTY_PROMPT.expand(BATCH_SIZE, -1, -1))
+        truth = Pictures(unfold(pictures), lambda latents: decode_latents(vae, latents))
         with torch.autocast("cpu", torch.bfloat16):
-            return few_step_loss(
-                unet, None, scheduler, batch, unfold(pictures), lambda x: decode_latents(vae, x), generator
-            )
+            return few_step_loss(unet, None, scheduler, batch, generator, pictures=truth)
 
     train_resumably(unet, loss_of_step, path=path, steps=steps, peak_learning_rate=LEARNING_RATE, seed=3)
     return unet

@@ -16,6 +16,7 @@ from training.few_steps import (
     SMALLEST_ENERGY,
     TEXTURE_WEIGHT,
     NoisePair,
+    Pictures,
     few_step_loss,
     local_energy,
     pair_loss,
@@ -211,12 +212,15 @@ def decode(latents: Tensor) -> Tensor:
     return F.interpolate(latents, scale_factor=2)
 
 
+PICTURES = Pictures(PICTURE, decode)
+
+
 def loss_of(first: Tensor, batch: InpaintingBatch, goal: Tensor, **options) -> float:
     """Return the loss of a student that answers `first` whatever it sees."""
     student = Formula(lambda noisy, timesteps: first)
     pair = NoisePair(torch.randn(goal.shape, generator=step_generator(1, 0, 0)), goal)
     generator = step_generator(0, 0, 0)
-    return pair_loss(student, make_scheduler("sample"), batch, pair, PICTURE, decode, generator, **options).item()
+    return pair_loss(student, make_scheduler("sample"), batch, pair, generator, pictures=PICTURES, **options).item()
 
 
 def test_loss_of_the_first_answer_is_the_weighted_distance_to_the_goal():
@@ -239,9 +243,8 @@ def test_later_answers_are_compared_with_the_first_and_not_with_the_goal():
         make_scheduler("sample"),
         batch,
         pair,
-        PICTURE,
-        decode,
         step_generator(0, 0, 0),
+        pictures=PICTURES,
         **options,
     )
     assert found.item() == pytest.approx(0.25 * (KNOWN_WEIGHT + HOLE_WEIGHT * 16 / 54))
@@ -255,6 +258,15 @@ def test_texture_of_the_first_answer_is_that_of_the_decoded_holes_of_the_truth()
     assert missing > 0.5
     assert loss_of(flat, batch, flat, last_timestep_share=1.0) == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-5)
     assert loss_of(flat, batch, flat, last_timestep_share=0.0) == 0  # later ones repeat the first
+
+
+def test_without_pictures_the_texture_is_that_of_the_latents():
+    batch, flat = make_batch(), torch.zeros(2, 3, 6, 9)
+    pair, student = NoisePair(flat, flat), Formula(lambda noisy, timesteps: flat)
+    scheduler, generator = make_scheduler("sample"), step_generator(0, 0, 0)
+    found = pair_loss(student, scheduler, batch, pair, generator, last_timestep_share=1.0).item()
+    missing = texture_divergence(flat, batch.target_latents, batch.latent_mask).item()
+    assert missing > 0.5 and found == pytest.approx(TEXTURE_WEIGHT * missing, rel=1e-5)
 
 
 def test_texture_of_later_answers_is_that_of_the_first():
@@ -274,9 +286,8 @@ def test_texture_of_later_answers_is_that_of_the_first():
         scheduler,
         batch,
         pair,
-        PICTURE,
-        decode,
         step_generator(0, 0, 0),
+        pictures=PICTURES,
         last_timestep_share=0.0,
     )
     expected = (weight * picture.square()).mean().item() + TEXTURE_WEIGHT * missing
@@ -293,7 +304,7 @@ def test_later_steps_are_shown_the_first_answer_under_the_same_noise():
 
     student, noise = Formula(keep), torch.randn(2, 3, 6, 9, generator=step_generator(1, 0, 0))
     pair = NoisePair(noise, torch.full_like(noise, 5.0))
-    pair_loss(student, scheduler, batch, pair, PICTURE, decode, step_generator(0, 0, 0), last_timestep_share=0.0)
+    pair_loss(student, scheduler, batch, pair, step_generator(0, 0, 0), pictures=PICTURES, last_timestep_share=0.0)
     assert student.timesteps[0] == [999, 999] and max(student.timesteps[1]) < 999
     assert torch.equal(seen[0], noise)
     signal, share = signal_and_noise(scheduler, torch.tensor(student.timesteps[1]))
@@ -306,7 +317,7 @@ def test_first_step_sees_nothing_but_the_noise():
     inputs: list[Tensor] = []
     student.register_forward_pre_hook(lambda _, args: inputs.append(args[0][:, :3].clone()))
     pair = NoisePair(torch.ones(2, 3, 6, 9), batch.target_latents)
-    pair_loss(student, scheduler, batch, pair, PICTURE, decode, step_generator(0, 0, 0), last_timestep_share=1.0)
+    pair_loss(student, scheduler, batch, pair, step_generator(0, 0, 0), pictures=PICTURES, last_timestep_share=1.0)
     assert all(torch.equal(one, pair.noise) for one in inputs) and len(inputs) == 2
 
 
@@ -314,7 +325,9 @@ def test_first_step_sees_nothing_but_the_noise():
 def test_gradients_reach_the_student_alone(kind: str):
     scheduler, batch = make_scheduler(kind), make_batch()
     student, teacher = (Formula(lambda sample, timesteps: 0.5 * sample[:, :3]) for _ in range(2))
-    loss = few_step_loss(student, teacher, scheduler, batch, PICTURE, decode, step_generator(0, 0, 0), teacher_steps=3)
+    loss = few_step_loss(
+        student, teacher, scheduler, batch, step_generator(0, 0, 0), pictures=PICTURES, teacher_steps=3
+    )
     loss.backward()
     assert torch.isfinite(loss) and student.bias.grad is not None and student.bias.grad.abs() > 0
     assert teacher.bias.grad is None
@@ -325,15 +338,14 @@ def test_without_a_teacher_the_truth_is_the_goal():
     scheduler, batch = make_scheduler(), make_batch()
     student = knowing(scheduler, batch.target_latents)
     generator, truth = step_generator(0, 0, 0), decode(batch.target_latents)
-    assert few_step_loss(student, None, scheduler, batch, truth, decode, generator).item() < 1e-6
+    assert few_step_loss(student, None, scheduler, batch, generator, pictures=Pictures(truth, decode)).item() < 1e-6
     wrong = few_step_loss(
         Formula(lambda sample, timesteps: sample[:, :3]),
         None,
         scheduler,
         batch,
-        PICTURE,
-        decode,
         step_generator(0, 0, 0),
+        pictures=PICTURES,
     )
     assert wrong.item() > 0.1
 
@@ -342,7 +354,9 @@ def test_a_student_that_answers_as_the_teacher_samples_has_no_loss():
     scheduler, batch = make_scheduler(), make_batch()
     network = knowing(scheduler, batch.target_latents)
     generator, truth = step_generator(0, 0, 0), decode(batch.target_latents)
-    loss = few_step_loss(network, network, scheduler, batch, truth, decode, generator, teacher_steps=2)
+    loss = few_step_loss(
+        network, network, scheduler, batch, generator, pictures=Pictures(truth, decode), teacher_steps=2
+    )
     assert loss.item() < 1e-6
 
 
@@ -352,7 +366,7 @@ def test_loss_repeats_and_depends_on_the_generator():
     state = torch.random.get_rng_state()
     first, again, other = (
         few_step_loss(
-            student, teacher, scheduler, batch, PICTURE, decode, step_generator(0, step, 0), teacher_steps=2
+            student, teacher, scheduler, batch, step_generator(0, step, 0), pictures=PICTURES, teacher_steps=2
         ).item()
         for step in (0, 0, 1)
     )
@@ -367,7 +381,7 @@ def test_a_small_network_learns_to_answer_in_one_step():
     batch = batch._replace(prompt_embeds=torch.zeros(2, 1, 32))
     noise = torch.randn(batch.target_latents.shape, generator=step_generator(0, 0, 0))
     pair = NoisePair(noise, batch.masked_image_latents)
-    student, picture = make_unet(3, (8, 8)), torch.zeros(2, 3, 16, 24)
+    student, pictures = make_unet(3, (8, 8)), Pictures(torch.zeros(2, 3, 16, 24), decode)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
 
     def distance(steps: int) -> float:
@@ -376,7 +390,7 @@ def test_a_small_network_learns_to_answer_in_one_step():
     before = [distance(steps) for steps in (1, 4)]
     for step in range(60):
         pair_loss(
-            student, scheduler, batch, pair, picture, decode, step_generator(0, step, 0), texture_weight=0.0
+            student, scheduler, batch, pair, step_generator(0, step, 0), pictures=pictures, texture_weight=0.0
         ).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -48,14 +48,18 @@ TEXTURE_WINDOW = 5  # px; energy is compared over squares of this side
 SMALLEST_ENERGY = 1e-4  # added to every energy, of pictures in [-1,1]: a difference below it cannot be seen
 
 
-Decode = Callable[[Tensor], Tensor]
-
-
 class NoisePair(NamedTuple):
     """A noise, and the clean latents that it shall lead to."""
 
     noise: Tensor  # [B,c,h,w]
     goal: Tensor  # [B,c,h,w]
+
+
+class Pictures(NamedTuple):
+    """The truth in pixels, and the way from latents to pixels."""
+
+    truth: Tensor  # [B,3,H,W] in [-1,1]
+    decode: Callable[[Tensor], Tensor]  # [B,c,h,w] -> [B,3,H,W] in [-1,1]; gradients pass through it
 
 
 def trailing_timesteps(train_timesteps: int, steps: int) -> list[int]:
@@ -188,15 +192,18 @@ def texture_divergence(found: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return total
 
 
+def _as_it_is(latents: Tensor) -> Tensor:
+    return latents
+
+
 def pair_loss(
     student: nn.Module,
     scheduler: Any,
     batch: InpaintingBatch,
     pair: NoisePair,
-    true_image: Tensor,
-    decode: Decode,
     generator: torch.Generator,
     *,
+    pictures: Pictures | None = None,
     last_timestep_share: float = LAST_TIMESTEP_SHARE,
     texture_weight: float = TEXTURE_WEIGHT,
 ) -> Tensor:
@@ -205,11 +212,11 @@ def pair_loss(
     Args:
         student: as in `inpainting_loss`.
         scheduler: tells `alphas_cumprod`, `prediction_type` and `num_train_timesteps`.
-        batch: the conditions; its target latents are not looked at.
+        batch: the conditions; and without `pictures`, the target latents as the true picture.
         pair: a noise and its goal under these conditions.
-        true_image: [B,3,H,W] in [-1,1], whose texture the first answer shall have in the holes.
-        decode: latents [B,c,h,w] -> picture [B,3,H,W] in [-1,1]; gradients pass through it.
         generator: timesteps are drawn from it.
+        pictures: the true pictures, whose texture the first answer shall have in the holes, and how answers are
+            decoded. None: texture is that of the latents; cheaper, and weaker, for pixels may still be blurred.
         last_timestep_share: see `draw_timesteps`.
         texture_weight: of `texture_divergence`, beside the squared distance of latents.
 
@@ -231,9 +238,10 @@ def pair_loss(
     found = answer(student, scheduler, batch, noisy, timesteps)
     distance = (found - torch.where(is_first, pair.goal, first)).square()
     weight = KNOWN_WEIGHT + HOLE_WEIGHT * F.max_pool2d(batch.latent_mask, 3, stride=1, padding=1)  # [B,1,h,w]
-    mask = F.interpolate(batch.latent_mask, true_image.shape[-2:])  # [B,1,H,W]
+    truth, decode = pictures or Pictures(batch.target_latents, _as_it_is)
+    mask = F.interpolate(batch.latent_mask, truth.shape[-2:])  # [B,1,H,W]
     with torch.no_grad():
-        asked_for = torch.where(is_first, true_image.float(), decode(first).float())
+        asked_for = torch.where(is_first, truth.float(), decode(first).float())
     texture = texture_divergence(decode(found), asked_for, mask)
     return (weight * distance).mean() + texture_weight * texture
 
@@ -243,10 +251,9 @@ def few_step_loss(
     teacher: nn.Module | None,
     scheduler: Any,
     batch: InpaintingBatch,
-    true_image: Tensor,
-    decode: Decode,
     generator: torch.Generator,
     *,
+    pictures: Pictures | None = None,
     teacher_steps: int = TEACHER_STEPS,
     last_timestep_share: float = LAST_TIMESTEP_SHARE,
     texture_weight: float = TEXTURE_WEIGHT,
@@ -259,9 +266,8 @@ def few_step_loss(
             gets no gradient.
         scheduler: of both; not changed.
         batch: what `encode_pair` returned.
-        true_image: [B,3,H,W] in [-1,1], the pictures that were encoded.
-        decode: see `pair_loss`; for example `lambda latents: decode_latents(vae, latents)`.
         generator: every draw comes from it.
+        pictures: see `pair_loss`; `Pictures(pair.right_image, lambda latents: decode_latents(vae, latents))`.
         teacher_steps: denoising steps of the teacher. They are most of the cost then: where data are fixed, keep the
             `NoisePair` of each sample and call `pair_loss`.
         last_timestep_share: see `pair_loss`.
@@ -282,9 +288,8 @@ def few_step_loss(
         scheduler,
         batch,
         NoisePair(noise, goal),
-        true_image,
-        decode,
         generator,
+        pictures=pictures,
         last_timestep_share=last_timestep_share,
         texture_weight=texture_weight,
     )
