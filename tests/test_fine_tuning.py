@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline_zerostereo import ZeroStereoPipeline, decode_latents
 from tests.tiny_components import embedded_pipeline, fill_by_rule, make_ddim
-from training.few_steps import few_step_loss
+from training.few_steps import Pictures, few_step_loss
 from training.fine_tuning import PRESETS, FineTuningConfig, make_base, make_loss, make_optimizer
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.run import learning_rate_at, parse_config, step_generator
@@ -144,9 +144,10 @@ def test_loss_of_few_steps_keeps_the_teacher_as_it_was(base, monkeypatch, goal):
         teacher if goal == "teacher" else None,
         ready.scheduler,
         make_batch(),
-        decode_latents(ready.vae, make_batch().target_latents),
-        lambda latents: decode_latents(ready.vae, latents),
         step_generator(0, 0, 0),
+        pictures=Pictures(
+            decode_latents(ready.vae, make_batch().target_latents), lambda latents: decode_latents(ready.vae, latents)
+        ),
         teacher_steps=2,
     )
     torch.testing.assert_close(found, expected)

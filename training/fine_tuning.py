@@ -22,7 +22,7 @@ from pipeline_zerostereo import decode_latents
 from training.base_model import InpaintingBase, load_base
 from training.data_mixture import DataSource, parse_source
 from training.export_card import parts_that_forbid_pushing
-from training.few_steps import TEACHER_STEPS, few_step_loss
+from training.few_steps import TEACHER_STEPS, Pictures, few_step_loss
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.lora import ATTENTION_TARGETS, add_lora
 from training.public_parts import Part
@@ -244,8 +244,10 @@ def _loss_of_few_steps(
     with torch.no_grad():
         # the truth as the autoencoder gives it back: no UNet has more texture than that, and kept latents are enough
         truth = decode(batch.target_latents)
-    steps = {"teacher_steps": TEACHER_STEPS}
-    return few_step_loss(network, teacher, base.scheduler, batch, truth, decode, generator, **steps)
+    pictures = Pictures(truth, decode)
+    return few_step_loss(
+        network, teacher, base.scheduler, batch, generator, pictures=pictures, teacher_steps=TEACHER_STEPS
+    )
 
 
 def check_permission(config: FineTuningConfig, part: Part | None) -> None:
