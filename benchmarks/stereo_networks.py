@@ -3,14 +3,15 @@
 
     python -m benchmarks.stereo_networks                        # CPU, one thread, some minutes; prints Markdown tables
     python -m benchmarks.stereo_networks --json out/nets.json   # and writes the figures
+    python -m benchmarks.stereo_networks --memory               # peak memory at 3840x2160, one refinement, on the fly
     python -m benchmarks.stereo_networks --device cuda          # float32, fp16 and bf16, plain and compiled
     python -m benchmarks.stereo_networks --smoke                # small pictures, few refinements: does it still run?
 
 On a CPU each network estimates one pair of 375x1242 with 32 refinements. Every convolution and every product of
 matrices that it calls is noted with the shapes and the memory layout of its arguments; afterwards each kind is run
-alone, on random numbers, and its time multiplied by how often it was called. The time of the network divided by the sum
-is the figure with a target: at most 1.6. Times are processor time of one thread, so that other programs on the machine
-count less than they would in seconds on the wall.
+alone, on random numbers, and its time multiplied by how often it was called. The time of the network divided by their
+sum is the figure with a target: at most 1.6. Times are processor time of one thread, so that other programs on the
+machine count less than they would in seconds on the wall.
 
 On a GPU: milliseconds per pair and peak memory in float32 and under autocast to fp16 and bf16, plain and compiled. For
 comparison, ZeroStereo (arXiv 2501.08654) states 164 ms for Zero-RAFT-Stereo on an RTX 3090.
@@ -21,6 +22,8 @@ Weights are random: no figure depends on them.
 import argparse
 import json
 import os
+import resource
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -34,11 +37,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.stereo_networks.igev_stereo import IGEVStereo
+from training.stereo_networks.layers import UPSAMPLING
 from training.stereo_networks.raft_stereo import RAFTStereo
-from training.stereo_networks.recurrent_stereo import RecurrentStereo
+from training.stereo_networks.recurrent_stereo import SIZE_MULTIPLE, RecurrentStereo
 
+ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"raft": RAFTStereo, "igev": IGEVStereo}
 FULL_SIZE = (375, 1242)  # KITTI
+LARGE_SIZE = (2160, 3840)
 SMOKE_SIZE = (40, 70)
 MAX_RATIO = 1.6
 PRODUCTS = (
@@ -103,7 +109,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 def time_products(calls: Counter[tuple], runs: int) -> float:
-    """Return the seconds that all counted calls take by themselves: the fastest of some runs of each kind, times calls."""
+    """Return the seconds that all calls take by themselves: of each kind the fastest of some runs, times its calls."""
     total = 0.0
     for (function, description), count in calls.items():
         arguments = rebuild(description)
@@ -223,7 +229,9 @@ def measure_on_gpu(
 def gpu_table(names: list[str], size: tuple[int, int], iterations: int, runs: int) -> list[dict]:
     """Measure and print one row for each network, precision, and plain or compiled."""
     print(f"{torch.cuda.get_device_name()}; {size[0]}x{size[1]}, {iterations} refinements\n")
-    print("| Network | Precision | Compiled | ms per pair | Peak memory |\n| --- | --- | --- | ---: | ---: |", flush=True)
+    print(
+        "| Network | Precision | Compiled | ms per pair | Peak memory |\n| --- | --- | --- | ---: | ---: |", flush=True
+    )
     rows = []
     for name in names:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -238,6 +246,35 @@ def gpu_table(names: list[str], size: tuple[int, int], iterations: int, runs: in
     return rows
 
 
+@torch.no_grad()
+def probe_memory(name: str, height: int, width: int) -> None:
+    """Print, as JSON, the peak memory of one estimate above the start of a process of its own."""
+    network = NETWORKS[name]().eval()
+    network(*random_pair(SMOKE_SIZE, "cpu"), 1)  # lazily loaded code is not the estimate's memory
+    pair = random_pair((height, width), "cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = seconds_of(lambda: network(*pair, 1, correlation="on_the_fly"))
+    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20  # Linux counts KiB
+    print(json.dumps({"network": name, "size": [height, width], "extra_gib": extra, "seconds": seconds}))
+
+
+def memory_table(names: list[str], size: tuple[int, int]) -> list[dict]:
+    """Probe each network in a fresh process and print one row for it."""
+    print(f"| Network, {size[0]}x{size[1]}, one refinement | peak memory | all pairs alone would take | seconds |")
+    print("| --- | ---: | ---: | ---: |", flush=True)
+    rows = []
+    for name in names:
+        command = [sys.executable, "-m", "benchmarks.stereo_networks", "--memory-probe", name, *map(str, size)]
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        h, w = (-(-length // SIZE_MULTIPLE) * SIZE_MULTIPLE // UPSAMPLING for length in size)
+        levels = NETWORKS[name]().config.correlation_levels
+        all_pairs = 4 * h * w * sum(w // 2**level + 2 for level in range(levels)) / 2**30
+        print(f"| {name} | {row['extra_gib']:.2f} GiB | {all_pairs:.2f} GiB | {row['seconds']:.0f} |", flush=True)
+        rows.append({**row, "all_pairs_gib": all_pairs})
+    return rows
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -246,6 +283,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=32, help="refinements (default: 32)")
     parser.add_argument("--runs", type=int, default=1, help="timed runs (default: 1; more on a GPU)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--memory", action="store_true", help="measure memory on a large picture instead of time")
+    parser.add_argument("--memory-probe", nargs=3, metavar=("NETWORK", "HEIGHT", "WIDTH"), help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="small pictures: checks the script, not the target")
     arguments = parser.parse_args()
     for name in ("iterations", "runs"):
@@ -260,10 +299,16 @@ def main() -> None:
     """Measure, print tables, and exit with 1 if the target is missed."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
+    if arguments.memory_probe:
+        name, height, width = arguments.memory_probe
+        probe_memory(name, int(height), int(width))
+        return
     size = SMOKE_SIZE if arguments.smoke else FULL_SIZE
     iterations = min(arguments.iterations, 3) if arguments.smoke else arguments.iterations
     names = list(NETWORKS) if arguments.network == "both" else [arguments.network]
-    if arguments.device == "cuda":
+    if arguments.memory:
+        rows = memory_table(names, SMOKE_SIZE if arguments.smoke else LARGE_SIZE)
+    elif arguments.device == "cuda":
         rows = gpu_table(names, size, iterations, arguments.runs)
     else:
         rows = cpu_table(names, size, iterations, arguments.runs, arguments.smoke)

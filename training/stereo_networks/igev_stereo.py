@@ -28,6 +28,7 @@ from training.stereo_networks.layers import (
     InstanceNorm,
     UpdateBlock,
     blend_neighbours,
+    join_planes,
     sample_taps,
     stack_taps,
     start_states,
@@ -419,7 +420,7 @@ class IGEVStereo(RecurrentStereo):
         self, hidden: list[Tensor], context: list, lookup: Tensor, disparity: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """See RecurrentStereo."""
-        hidden = self.update_block.advance(hidden, context, lookup, disparity)
+        hidden = self.update_block.advance(hidden, context, lookup, join_planes(disparity))
         return hidden, self.update_block.disp_head(hidden[0])
 
     def enlarge(self, disparity: Tensor, hidden: Tensor, guide: Any) -> Tensor:

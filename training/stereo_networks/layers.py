@@ -134,6 +134,14 @@ def stack_taps(taps: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.cat(list(taps), dim=1).view(B, h, w, -1).permute(0, 3, 1, 2)
 
 
+def join_planes(*planes: Tensor) -> Tensor:
+    """Join C planes [B,1,h,w] to [B,C,h,w] with channels last in memory, even a single one.
+
+    A tensor that lies otherwise makes every later operation with it copy the others, several times their own cost.
+    """
+    return torch.stack([plane[:, 0] for plane in planes], dim=-1).permute(0, 3, 1, 2)
+
+
 def blend_neighbours(disparity: Tensor, weights: Tensor) -> Tensor:
     """Enlarge a disparity: each fine one is a weighted sum of the 3x3 coarse ones around it.
 
@@ -189,7 +197,8 @@ class ResidualBlock(nn.Module):
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         y = F.relu(self.norm2(self.conv2(y)), inplace=True)
         skip = x if self.downsample is None else self.norm3(self.downsample(x))
-        return F.relu(y + skip, inplace=True)
+        total = y + skip if torch.is_grad_enabled() else y.add_(skip)  # at full size each tensor counts
+        return F.relu(total, inplace=True)
 
 
 def two_blocks(in_channels: int, channels: int, norm: str, stride: int) -> nn.Sequential:
@@ -355,7 +364,10 @@ def start_states(
     for (state, feature), convolution in zip(outputs, context_convolutions, strict=True):
         joined = convolution(F.relu(feature))  # [B,3C,.,.]: update gate, reset gate, candidate
         C = state.shape[1]
-        context.append((joined[:, : 2 * C], joined[:, 2 * C :]))
+        gates, candidate = (
+            part.contiguous(memory_format=torch.channels_last) for part in joined.split([2 * C, C], dim=1)
+        )
+        context.append((gates, candidate))
     return hidden, context
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from training.stereo_networks.layers import (
     FeatureEncoder,
     UpdateBlock,
     blend_neighbours,
+    join_planes,
     scaled_features,
     stack_taps,
     start_states,
@@ -108,7 +108,7 @@ class RAFTStereo(RecurrentStereo):
         self, hidden: list[Tensor], context: list, lookup: Tensor, disparity: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """See RecurrentStereo."""
-        flow = F.pad(-disparity, (0, 0, 0, 0, 0, FLOW_CHANNELS - 1))  # [B,2,h,w]
+        flow = join_planes(-disparity, torch.zeros_like(disparity))  # [B,2,h,w]
         hidden = self.update_block.advance(hidden, context, lookup, flow)
         return hidden, -self.update_block.flow_head(hidden[0])[:, :1]
 
