@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -15,7 +16,11 @@ from pipeline_zerostereo import ZeroStereoPipelineOutput
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FOLDERS = ("training", "datasets_builder", "space", "benchmarks", "tests")
-DOCUMENTS = [ROOT / "README.md", ROOT / "model_card.md", *sorted(ROOT.glob("weights/*/README.md"))]
+DOCUMENTS = [
+    *(ROOT / "README.md", ROOT / "model_card.md"),
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("weights/*/README.md")),
+]
 
 
 def code_blocks(markdown: str, language: str | None = None) -> list[str]:
@@ -194,10 +199,14 @@ def test_readers_of_documents_see_what_is_there():
 
 
 @pytest.mark.slow
-def test_first_example_of_the_readme_runs_as_printed():
-    """In a process of its own, from the root, as somebody would paste it: a line for each output with a unit."""
-    example = code_blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_examples_of_the_readme_run_as_printed(tmp_path: Path):
+    """In a process of its own, as somebody would paste them: a view on disk, and a line for each output."""
+    for name in ("weights", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    example = "\n".join(code_blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python"))
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    with PIL.Image.open(tmp_path / "right.png") as right:
+        assert right.size == (600, 400)
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert set(names) == {field.name for field in fields(ZeroStereoPipelineOutput)} - {"target_view"}
