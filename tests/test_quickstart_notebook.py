@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbclient
@@ -22,12 +23,14 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 LINKED = ("pipeline_zerostereo.py", "weights", "datasets_builder")  # all that the notebook uses beside examples/
 RECORDER = '#!/bin/sh\necho "$*" >> "$0.log"\n'
 COLAB = """
+import os
 import sys
 import google.colab
 sys.executable = {recorder!r}
 cell = {cell!r}
 exec(cell)
 exec(cell)
+print(os.getcwd())
 """
 
 
@@ -86,7 +89,8 @@ def test_links_of_the_notebook_lead_to_files():
 @pytest.mark.slow
 def test_notebook_runs_and_shows_a_picture_wherever_it_says_so(executed):
     shown = {name: {kind for one in cell.outputs for kind in one.get("data", {})} for name, cell in executed.items()}
-    assert {name for name, kinds in shown.items() if "image/png" in kinds} == {"pair", "disparity", "holes", "anaglyph"}
+    pictures = {name for name, kinds in shown.items() if "image/png" in kinds}
+    assert pictures == {"pair", "disparity", "holes", "anaglyph"}
     assert "image/gif" in shown["wiggle"]
     assert [name for name, cell in executed.items() if any(one.output_type == "error" for one in cell.outputs)] == []
 
@@ -116,30 +120,45 @@ def test_every_photograph_of_the_examples_becomes_a_row(executed):
     assert all(line.endswith("% invented") for line in lines)
 
 
-def test_first_cell_fetches_the_repository_and_keeps_what_colab_brings(tmp_path: Path):
-    """git clones for real, from a folder; a recorder stands in for the interpreter that would install."""
-    source, work, modules = tmp_path / "source", tmp_path / "work", tmp_path / "modules"
-    for folder in (source, work, modules / "google" / "colab"):
-        folder.mkdir(parents=True)
-    (modules / "google" / "colab" / "__init__.py").touch()
+@pytest.fixture
+def colab(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Return a function that runs a cell twice where Colab's module is loaded and a recorder stands in for Python."""
+    work, package = tmp_path / "work", tmp_path / "modules" / "google" / "colab"
+    work.mkdir()
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    recorder = tmp_path / "recorder"
+    recorder.write_text(RECORDER, encoding="utf-8")
+    recorder.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "modules")}
+
+    def run(cell: str) -> subprocess.CompletedProcess[str]:
+        code = COLAB.format(recorder=str(recorder), cell=cell)
+        return subprocess.run([sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_first_cell_fetches_the_repository_and_keeps_what_colab_brings(tmp_path: Path, colab):
+    source = tmp_path / "source"
+    source.mkdir()
     for name in ("pipeline_zerostereo.py", "requirements.txt", "requirements-builder.txt"):
         shutil.copy(ROOT / name, source)
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "all"]):
         subprocess.run(["git", *command], cwd=source, check=True)
-    recorder = tmp_path / "recorder"
-    recorder.write_text(RECORDER, encoding="utf-8")
-    recorder.chmod(0o755)
     cell = code_cells(read_notebook())["setup"].source
-    assert cell.count('SOURCE = "https://github.com/USER/ZEROSTEREO"') == 1
-    cell = cell.replace("https://github.com/USER/ZEROSTEREO", source.as_uri())
-    code = COLAB.format(recorder=str(recorder), cell=cell) + "print(__import__('os').getcwd())"
-    environment = {**os.environ, "PYTHONPATH": str(modules)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True)
+    done = colab(cell.replace("https://github.com/USER/ZEROSTEREO", source.as_uri()))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(work / "zerostereo"), "run twice, the cell stays where it was"
+    assert done.stdout.strip() == str(tmp_path / "work" / "zerostereo"), "run twice, the cell stays where it was"
     [call] = (tmp_path / "recorder.log").read_text(encoding="utf-8").splitlines()
     assert call.startswith("-m pip install --quiet ")
     installed = {package.split("==")[0] for package in call.split()[4:]}
     assert {"diffusers", "transformers", "datasets", "huggingface-hub"} <= installed
     assert not installed & {"torch", "numpy", "pillow"}
+
+
+def test_first_cell_asks_for_the_address_of_the_repository(tmp_path: Path, colab):
+    done = colab(code_cells(read_notebook())["setup"].source)
+    assert done.returncode != 0 and "Put the address of this repository into SOURCE" in done.stderr
+    assert list((tmp_path / "work").iterdir()) == [] and not (tmp_path / "recorder.log").exists()

@@ -91,7 +91,7 @@ def test_command_refuses_weights_that_are_not_there(tmp_path, capsys):
 
 def test_the_readme_shows_every_picture_and_they_are_small():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"docs/pictures/([\w.]+)", text))
+    shown = set(re.findall(r"docs/pictures/([\w.-]+)", text))
     wanted = {SHEET, *(f"{name}.gif" for name in readme_pictures.PHOTOS)}
     assert wanted <= shown and all((PICTURES / name).is_file() for name in shown)
     assert sum(path.stat().st_size for path in PICTURES.iterdir()) < 1_500_000
