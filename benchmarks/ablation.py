@@ -38,7 +38,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import skimage.data
 import torch
@@ -159,7 +159,7 @@ def motorcycle() -> TestPairs:
     ]
     h, w = images[0].shape[-2:]
     known = torch.from_numpy(disparity)[None, None].float()[..., : 2 * h : 2, : 2 * w : 2] / 2
-    return TestPairs(*images, torch.where(known.isfinite(), known, 0), known.isfinite())
+    return TestPairs(images[0], images[1], torch.where(known.isfinite(), known, 0), known.isfinite())
 
 
 def best_constant(pairs: TestPairs) -> float:
@@ -169,7 +169,7 @@ def best_constant(pairs: TestPairs) -> float:
 
 
 @torch.no_grad()
-def test(network: RAFTStereo, pairs: TestPairs, device: str) -> dict[str, float]:
+def test(network: Any, pairs: TestPairs, device: str) -> dict[str, float]:
     """Measure a network; averages over images."""
     errors: list[StereoErrors] = []
     network.eval()
@@ -183,7 +183,7 @@ def test(network: RAFTStereo, pairs: TestPairs, device: str) -> dict[str, float]
 # --- one run ---
 
 
-def batch_loss(network: RAFTStereo, pairs: Pairs, row: Row, chosen: Tensor, device: str) -> Tensor:
+def batch_loss(network: Any, pairs: Pairs, row: Row, chosen: Tensor, device: str) -> Tensor:
     """Compute the loss of a row on the chosen pairs."""
     left, right, steps, confidence, visible, holes = (plane[chosen].to(device) for plane in pairs)
     left, right, disparity = left.float(), right.float(), steps.float() / DISPARITY_STEPS
@@ -205,10 +205,11 @@ def batch_loss(network: RAFTStereo, pairs: Pairs, row: Row, chosen: Tensor, devi
     ).total
 
 
-def train(pairs: Pairs, row: Row, size: Size, seed: int, path: Path, device: str) -> RAFTStereo:
+def train(pairs: Pairs, row: Row, size: Size, seed: int, path: Path, device: str) -> Any:
     """Train a network from random weights, or go on from `path`. First weights and draws depend on the seed alone."""
     torch.manual_seed(seed)
-    network = RAFTStereo(**NETWORK).to(device)
+    network: Any = RAFTStereo(**NETWORK)
+    network.to(device)
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
         network.freeze_batch_norm()

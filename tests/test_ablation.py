@@ -113,7 +113,7 @@ def test_network_has_at_most_a_million_parameters():
 
 def test_rows_change_one_thing_each():
     for row in ROWS[1:]:
-        other = ROW[row.against]
+        other = ROW[str(row.against)]
         changed = [
             name
             for name in ("strength", "fill", "confidence", "photometric_range")
