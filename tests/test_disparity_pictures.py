@@ -42,6 +42,9 @@ def test_points_of_a_sparse_map_are_drawn_larger():
     assert np.argwhere(drawn).min(0).tolist() == [3, 9] and np.argwhere(drawn).max(0).tolist() == [5, 13]
     assert tuple(picture[3, 10]) == ERROR_COLORS[0] and tuple(picture[4, 11]) == ERROR_COLORS[4]  # the larger on top
 
+    sparse = np.asarray(paint_disparity(np.where(np.isfinite(truth), truth, 99), np.isfinite(truth), 40))[:9]
+    assert ((sparse != UNKNOWN_COLOR).any(-1) == drawn).all()
+
 
 def test_narrow_maps_stand_in_white_margins():
     picture = np.asarray(paint_error(np.zeros((5, 20)), np.zeros((5, 20))))

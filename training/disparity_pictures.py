@@ -39,7 +39,8 @@ def paint_disparity(
 
     Args:
         disparity: [H,W], px; what is below 0 is painted as 0.
-        known: [H,W] bool, where it counts; None = wherever it is finite.
+        known: [H,W] bool, where it counts; None = wherever it is finite. Where that is less than half of the map
+            (laser scans) every point is drawn as 3x3 px, the nearest on top.
         highest_px: of the brightest colour, so that two maps can be compared; None = the highest known value.
 
     Returns:
@@ -48,8 +49,11 @@ def paint_disparity(
     Raises:
         ValueError: shapes disagree.
     """
-    values = np.where(_known(disparity, known), np.maximum(disparity, 0), np.inf)
-    return StereoImageProcessor.visualize_disparity(values, 0.0, highest_px)[0]
+    known = _known(disparity, known)
+    values = np.where(known, np.maximum(disparity, 0), -1)  # -1 = unknown
+    if known.mean() < DENSE_SHARE:
+        values = _enlarge_points(values)
+    return StereoImageProcessor.visualize_disparity(np.where(values < 0, np.inf, values), 0.0, highest_px)[0]
 
 
 def paint_error(disparity: np.ndarray, true_disparity: np.ndarray, known: np.ndarray | None = None) -> PIL.Image.Image:
@@ -96,9 +100,9 @@ def _known(disparity: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     return known
 
 
-def _enlarge_points(level: np.ndarray) -> np.ndarray:
-    """Give each pixel the largest level around it."""
-    framed = np.pad(level, POINT // 2, constant_values=-1)
+def _enlarge_points(values: np.ndarray) -> np.ndarray:
+    """Give each pixel the largest value around it."""
+    framed = np.pad(values, POINT // 2, constant_values=-1)
     return np.lib.stride_tricks.sliding_window_view(framed, (POINT, POINT)).max((2, 3))
 
 
