@@ -2,12 +2,16 @@
 """Networks from folders, official checkpoints and the Hub's form, and one pair through them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.stereo_network_helpers import SMALL_NETWORKS, make_pair, make_small_raft, official_state
+from tests.loopback_hub import LoopbackHub
+from tests.stereo_network_helpers import SMALL_NETWORKS, make_pair, make_small_igev, make_small_raft, official_state
 from training.stereo_inference import describe_network, estimate_disparity, load_stereo_network
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("kind", SMALL_NETWORKS)
@@ -72,3 +76,33 @@ def test_a_type_that_is_none():
     left, right = make_pair(32, 64)
     with pytest.raises(ValueError, match="`dtype` must be one of float32, float16, bfloat16; got 'int8'"):
         estimate_disparity(make_small_raft(), left[0], right[0], dtype="int8")
+
+
+FROM_THE_HUB = """
+import sys
+import torch
+from training.stereo_inference import describe_network, load_stereo_network
+from training.stereo_networks.igev_stereo import IGEVStereo
+
+network = IGEVStereo.from_pretrained(sys.argv[1])
+network.push_to_hub("me/zero-igev")
+from huggingface_hub import HfApi
+HfApi().create_tag("me/zero-igev", tag="v1")
+with torch.no_grad():
+    next(network.parameters()).add_(1)
+network.push_to_hub("me/zero-igev")
+for source in ({"source": "me/zero-igev"}, {"source": "me/zero-igev", "revision": "v1"}):
+    found = describe_network(load_stereo_network(**source), "zero-igev")
+    print(found["class"], found["weights_sha256"])
+"""
+
+
+@pytest.mark.slow
+def test_a_repository_of_the_hub_and_a_revision_of_it(tmp_path):
+    network = make_small_igev()
+    network.save_pretrained(tmp_path / "net")
+    with LoopbackHub(tmp_path / "hub") as hub:
+        printed = hub.run_python(FROM_THE_HUB, tmp_path / "net", home=tmp_path / "home", PYTHONPATH=str(ROOT))
+    newest, tagged = (line.split() for line in printed.strip().splitlines()[-2:])
+    first = describe_network(network, "")["weights_sha256"]
+    assert tagged == ["IGEVStereo", first] and newest[0] == "IGEVStereo" and newest[1] != first

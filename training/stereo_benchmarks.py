@@ -143,7 +143,9 @@ TOOLBOX_WEATHERS = Source("stereo_toolbox, weathers", 191, TOOLBOX_REMARK)
 SOURCES = (TABLE_8, TABLE_1, TOOLBOX_SETS, TOOLBOX_WEATHERS)
 
 
-def _table_1(name: str, kitti_epe: float, kitti_bad: float, middlebury_epe: float, eth3d_bad: float):
+def _table_1(
+    name: str, kitti_epe: float, kitti_bad: float, middlebury_epe: float, eth3d_bad: float
+) -> PublishedNetwork:
     figures = {
         Figure("kitti2015", "all", None): kitti_epe,
         Figure("kitti2015", "all", 3): kitti_bad,
@@ -153,7 +155,7 @@ def _table_1(name: str, kitti_epe: float, kitti_bad: float, middlebury_epe: floa
     return PublishedNetwork(name, TABLE_1, figures)
 
 
-def _table_8(name: str, kitti: float, middlebury: float, eth3d: float):
+def _table_8(name: str, kitti: float, middlebury: float, eth3d: float) -> PublishedNetwork:
     figures = {
         Figure("kitti2015", "all", 3): kitti,
         Figure("middlebury-h", "noc", 2): middlebury,
@@ -162,7 +164,7 @@ def _table_8(name: str, kitti: float, middlebury: float, eth3d: float):
     return PublishedNetwork(name, TABLE_8, figures)
 
 
-def _toolbox(name: str, *figures: tuple[float, float, float]):
+def _toolbox(name: str, *figures: tuple[float, float, float]) -> PublishedNetwork:
     """Name end-point error, outliers in "all" and outliers in "noc" of each set."""
     named: dict[Figure, float] = {}
     sets = ("kitti2015", "kitti2012", "middlebury-h", "eth3d")
@@ -174,7 +176,7 @@ def _toolbox(name: str, *figures: tuple[float, float, float]):
     return PublishedNetwork(name, TOOLBOX_SETS, named)
 
 
-def _weathers(name: str, *figures: tuple[float, float]):
+def _weathers(name: str, *figures: tuple[float, float]) -> PublishedNetwork:
     """Name end-point error and outliers in each weather."""
     named: dict[Figure, float] = {}
     for weather, (error, outliers) in zip(("sunny", "cloudy", "rainy", "foggy"), figures, strict=True):
