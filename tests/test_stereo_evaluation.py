@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
 from training.stereo_evaluation import (
@@ -81,6 +82,14 @@ def test_boundary_between_points_of_a_laser_scan():
     assert found[0, 0, 0].nonzero().flatten().tolist() == [2, 10, 19, 22, 25]
     alone = boundary_mask(disparity[..., 12:24], disparity[..., 12:24].isfinite())
     assert not alone.any()
+
+
+def test_boundary_hardly_depends_on_how_much_is_known():
+    disparity = as_map(skimage.data.stereo_motorcycle()[2])
+    known = disparity.isfinite()
+    quarter = known & (torch.rand(disparity.shape, generator=torch.Generator().manual_seed(0)) < 0.25)
+    shares = [float(boundary_mask(disparity, mask).sum() / mask.sum()) for mask in (known, quarter)]
+    assert shares == pytest.approx([0.257, 0.251], abs=0.003)
 
 
 def test_boundary_without_anything_known():

