@@ -318,3 +318,12 @@ def test_what_both_views_see(tmp_path):
         read_region_mask(path)
     with pytest.raises(DataFileError, match="gone.png: must be an 8-bit grey picture; .*No such file"):
         read_region_mask(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("folder", ["middlebury", "eth3d"])
+def test_what_both_views_see_agrees_with_the_official_reader(recorded, folder):
+    official = recorded[f"{folder}_noc_valid"]
+    np.testing.assert_array_equal(read_region_mask(FILES / folder / "mask0nocc.png"), official)
+    np.testing.assert_array_equal(
+        read_kitti_visible(FILES / "disp_noc_0/000000_10.png"), recorded["kitti_noc_valid"].astype(bool)
+    )

@@ -79,7 +79,7 @@ def test_files_of_one_pair(tmp_path, network, capsys):
     assert facts["request"]["iterations"] == 32 and facts["network"]["class"] == "RedChannel"
     with Image.open(folder / "disparity_color.png") as picture:
         assert picture.mode == "RGB" and picture.height > 2
-    assert "1 of 1 pairs estimated now" in capsys.readouterr().out
+    assert "1 pairs estimated, 0 were there already" in capsys.readouterr().out
 
 
 def test_two_folders_go_together_by_name(tmp_path, network):
@@ -161,7 +161,7 @@ def test_a_broken_picture_is_named(tmp_path, network, capsys, suffix, kept, mess
 def test_finished_pairs_are_skipped_and_others_refused(tmp_path, network, capsys):
     left, right = save_red(tmp_path / "l.png", RED), save_red(tmp_path / "r.png", RED)
     assert run(left, right, tmp_path / "out") == run(left, right, tmp_path / "out") == 0
-    assert len(network.shapes) == 1 and "0 of 1 pairs estimated now" in capsys.readouterr().out
+    assert len(network.shapes) == 1 and "0 pairs estimated, 1 were there already" in capsys.readouterr().out
     assert run(left, right, tmp_path / "out", "--iterations", "8") == 1
     assert "`output` must not hold results made otherwise; " in (error := capsys.readouterr().err)
     assert "differs in ['iterations']" in error

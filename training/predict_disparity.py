@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:  # of options, files or the network; the message says which
         print(f"predict_disparity: {error}", file=sys.stderr)
         return 1
-    print(f"{made} of {len(pairs)} pairs estimated now, the others were there; results in {options.output}")
+    print(f"{made} pairs estimated, {len(pairs) - made} were there already; results in {options.output}")
     return 0
 
 

@@ -9,7 +9,9 @@ Published figures stand here with their protocol, because figures of different p
 The papers' protocol is that of ZeroStereo's official evaluation (https://github.com/Windsrain/ZeroStereo): pictures
 padded to multiples of 32 px by repeating their borders, 32 iterations in float32, all pixels whose disparity is known
 whatever it is, figures of each image and then their mean; an outlier is wrong by more than 3, 2 or 1 px, without
-KITTI's 5 % rule; KITTI in the region "all", Middlebury and ETH3D in "noc".
+KITTI's 5 % rule; KITTI in the region "all", Middlebury and ETH3D in "noc". Ours differs from it in two corners: a true
+disparity that is not finite counts nowhere, and an image without a known pixel is left out instead of making the mean
+NaN.
 """
 
 from __future__ import annotations
