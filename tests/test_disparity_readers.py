@@ -13,14 +13,19 @@ from PIL import Image
 from tests.golden_files import GOLDEN_FOLDER
 from training.disparity_readers import (
     DataFileError,
+    read_booster,
     read_crestereo,
+    read_drivingstereo,
     read_eth3d,
     read_falling_things,
     read_kitti,
+    read_kitti_visible,
     read_middlebury,
+    read_middlebury_2021,
     read_pfm,
     read_picture,
     read_png16,
+    read_region_mask,
     read_scene_flow,
     read_tartanair,
     read_vkitti2,
@@ -277,3 +282,48 @@ def test_middlebury_that_cannot_be_used(tmp_path):
     shutil.copy(FILES / "color.pfm", path)
     with pytest.raises(DataFileError, match="disp0GT.pfm: must be a map of one channel"):
         read_middlebury(path)
+
+
+def test_middlebury_2021_known_answer(tmp_path):
+    values = np.array([[3, np.inf, 5], [0, np.nan, 9.5]], dtype=np.float32)
+    disparity, valid = read_middlebury_2021(write_pfm(tmp_path / "disp0.pfm", values))
+    assert valid.tolist() == [[True, False, True], [False, False, True]]
+    assert disparity.tolist() == [[3, 0, 5], [0, 0, 9.5]]
+    with pytest.raises(DataFileError, match="color.pfm: must be a map of one channel"):
+        read_middlebury_2021(FILES / "color.pfm")
+
+
+def test_booster_known_answer(tmp_path):
+    path = tmp_path / "disp_00.npy"
+    np.save(path, np.array([[120.25, 0, np.inf], [np.nan, -3, 7]], dtype=np.float32))
+    disparity, valid = read_booster(path)
+    assert valid.tolist() == [[True, False, False], [False, False, True]]
+    assert disparity.tolist() == [[120.25, 0, 0], [0, 0, 7]]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataFileError, match=r"disp_00.npy: must be a numpy file \(.npy\) of disparities"):
+        read_booster(path)
+
+
+def test_drivingstereo_known_answer(tmp_path):
+    disparity, valid = read_drivingstereo(write_png16(tmp_path / "map.png", [[0, 64, 51200]]))
+    assert valid.tolist() == [[False, True, True]] and disparity.tolist() == [[0, 0.25, 200]]
+
+
+def test_what_both_views_see(tmp_path):
+    path = write_png16(tmp_path / "disp_noc_0.png", [[0, 512, 1]])
+    assert read_kitti_visible(path).tolist() == [[False, True, True]]
+    Image.fromarray(np.array([[255, 128, 0, 254]], dtype=np.uint8)).save(tmp_path / "mask0nocc.png")
+    assert read_region_mask(tmp_path / "mask0nocc.png").tolist() == [[True, False, False, False]]
+    with pytest.raises(DataFileError, match="disp_noc_0.png: must be an 8-bit grey picture; got .* mode 'I;16'"):
+        read_region_mask(path)
+    with pytest.raises(DataFileError, match="gone.png: must be an 8-bit grey picture; .*No such file"):
+        read_region_mask(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("folder", ["middlebury", "eth3d"])
+def test_what_both_views_see_agrees_with_the_official_reader(recorded, folder):
+    official = recorded[f"{folder}_noc_valid"]
+    np.testing.assert_array_equal(read_region_mask(FILES / folder / "mask0nocc.png"), official)
+    np.testing.assert_array_equal(
+        read_kitti_visible(FILES / "disp_noc_0/000000_10.png"), recorded["kitti_noc_valid"].astype(bool)
+    )

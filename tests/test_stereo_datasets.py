@@ -2,7 +2,6 @@
 """Stereo data sets on disk: small folders in each layout, and everything that can be wrong with one."""
 
 import inspect
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,109 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.stereo_dataset_files import CLASSES, DISPARITIES, FILES, HEIGHT, WIDTH, save_frame, save_map, write_samples
 from training.disparity_readers import DataFileError
 from training.stereo_datasets import (
+    KITTI2012,
+    KITTI2015,
+    Booster,
     CREStereo,
     Driving,
-    FallingThings,
-    FlyingThings3D,
     Monkaa,
+    PicturePairs,
     SceneFlow,
     StereoDataset,
     TartanAir,
-    VirtualKITTI2,
 )
 
-HEIGHT, WIDTH = 4, 6
 
-
-def save_frame(path: Path, level: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (level, level + 1, level + 2)).save(path, quality=100, subsampling=0)
-
-
-def save_map(path: Path, disparity_px: float) -> None:
-    """Write a constant map of this disparity in the format that its data set gives to such a name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".pfm":
-        body = np.full((HEIGHT, WIDTH), disparity_px, dtype="<f4").tobytes()
-        path.write_bytes(f"Pf\n{WIDTH} {HEIGHT}\n-1\n".encode() + body)
-    elif path.suffix == ".npy":
-        np.save(path, np.full((HEIGHT, WIDTH), 80 / disparity_px, dtype=np.float32))
-    else:
-        raw = {
-            "left.disp": 32 * disparity_px,
-            "left.depth": 700 * 600 / disparity_px,
-            "depth": 725.0087 * 53.2725 / disparity_px,
-        }
-        kind = next(kind for kind in raw if kind in path.name)
-        Image.fromarray(np.full((HEIGHT, WIDTH), round(raw[kind]), dtype=np.uint16)).save(path)
-        if kind == "left.depth":
-            settings = {"camera_settings": [{"intrinsic_settings": {"fx": 700.0}}]}
-            (path.parent / "_camera_settings.json").write_text(json.dumps(settings))
-
-
-# class -> the paths of its samples, in the order that the class gives: left, right, map
-FILES: dict[type[StereoDataset], list[tuple[str, str, str]]] = {
-    FlyingThings3D: [
-        (
-            f"frames_finalpass/TRAIN/{scene}/left/0006.png",
-            f"frames_finalpass/TRAIN/{scene}/right/0006.png",
-            f"disparity/TRAIN/{scene}/left/0006.pfm",
-        )
-        for scene in ("A/0000", "B/0001")
-    ],
-    Monkaa: [
-        (
-            f"frames_finalpass/TRAIN/{scene}/left/0000.png",
-            f"frames_finalpass/TRAIN/{scene}/right/0000.png",
-            f"disparity/TRAIN/{scene}/left/0000.pfm",
-        )
-        for scene in ("eating_x2", "rain_x2")
-    ],
-    Driving: [
-        (
-            f"frames_finalpass/TRAIN/{scene}/left/0800.png",
-            f"frames_finalpass/TRAIN/{scene}/right/0800.png",
-            f"disparity/TRAIN/{scene}/left/0800.pfm",
-        )
-        for scene in ("15mm_focallength/scene_backwards/fast", "35mm_focallength/scene_forwards/slow")
-    ],
-    TartanAir: [
-        (
-            f"ocean/ocean/{flight}/image_left/000003_left.png",
-            f"ocean/ocean/{flight}/image_right/000003_right.png",
-            f"ocean/ocean/{flight}/depth_left/000003_left_depth.npy",
-        )
-        for flight in ("Easy/P000", "Hard/P012")
-    ],
-    CREStereo: [
-        (f"{part}/a7_left.jpg", f"{part}/a7_right.jpg", f"{part}/a7_left.disp.png") for part in ("hole", "tree")
-    ],
-    VirtualKITTI2: [
-        (
-            f"{scene}/frames/rgb/Camera_0/rgb_00002.jpg",
-            f"{scene}/frames/rgb/Camera_1/rgb_00002.jpg",
-            f"{scene}/frames/depth/Camera_0/depth_00002.png",
-        )
-        for scene in ("Scene01/clone", "Scene20/rain")
-    ],
-    FallingThings: [
-        (f"{scene}/000009.left.jpg", f"{scene}/000009.right.jpg", f"{scene}/000009.left.depth.png")
-        for scene in ("mixed/kitchen_0", "single/002_can_16k/temple_1")
-    ],
-}
-FILES[SceneFlow] = FILES[FlyingThings3D] + FILES[Monkaa] + FILES[Driving]
-CLASSES = list(FILES)
-DISPARITIES = (8.0, 10.0, 5.0, 4.0, 2.5, 2.0)
-
-
-def write_samples(root: Path, kind: type[StereoDataset]) -> Path:
-    for number, (left, right, disparity) in enumerate(FILES[kind]):
-        save_frame(root / left, 10 * number)
-        save_frame(root / right, 10 * number + 5)
-        save_map(root / disparity, DISPARITIES[number])
-    return root
+def names_of(dataset: StereoDataset) -> list[tuple[str, ...]]:
+    return [tuple(name for name in files if name is not None) for files in dataset.files]
 
 
 def patterns_of_tree(docstring: str) -> set[str]:
@@ -133,21 +47,23 @@ def patterns_of_tree(docstring: str) -> set[str]:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_tree_of_the_docstring_is_what_is_searched(kind):
-    searched = {pattern for layout in kind.layouts for pattern in layout[:3]}
-    assert patterns_of_tree(kind.__doc__) == searched and len(searched) == 3 * len(kind.layouts)
+    searched = [pattern for layout in kind.layouts for pattern in layout.patterns()]
+    assert patterns_of_tree(kind.__doc__) == set(searched) and len(set(searched)) == len(searched)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_patterns_of_a_layout_have_equal_stars(kind):
-    assert all(len({pattern.count("*") for pattern in layout[:3]}) == 1 for layout in kind.layouts)
+    for layout in kind.layouts:
+        stars = [pattern.count("*") for pattern in layout.patterns()]
+        assert stars[0] == stars[1] and stars[2:] == [1 if kind is Booster else stars[0]] * len(stars[2:])
 
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_each_layout_is_read(tmp_path, kind):
     dataset = kind(write_samples(tmp_path, kind))
-    assert [tuple(files) for files in dataset.files] == FILES[kind]
+    assert names_of(dataset) == FILES[kind]
     assert len(dataset) == len(FILES[kind]) and sum(dataset.counts.values()) == len(dataset)
-    for number, (left, _, _) in enumerate(FILES[kind]):
+    for number, (left, _, _, *masks) in enumerate(FILES[kind]):
         sample = dataset[number]
         assert sample["name"] == left
         for key, level in (("left_image", 10 * number), ("right_image", 10 * number + 5)):
@@ -159,6 +75,11 @@ def test_each_layout_is_read(tmp_path, kind):
         expected = torch.full((1, HEIGHT, WIDTH), DISPARITIES[number])
         torch.testing.assert_close(sample["left_disparity"], expected, rtol=1e-3, atol=0)
         assert sample["valid_disparity_mask"].dtype == torch.bool and sample["valid_disparity_mask"].all()
+        assert ("left_visible_mask" in sample) == bool(masks)
+        if masks:
+            visible = sample["left_visible_mask"]
+            assert visible.dtype == torch.bool and visible.shape == (1, HEIGHT, WIDTH)
+            assert visible[0, 1].tolist() == [True, True, False, True, True, True]
 
 
 def test_invalid_pixels_hold_zero(tmp_path):
@@ -191,11 +112,11 @@ def test_nothing_in_the_layout(tmp_path, kind):
         kind(tmp_path)
     message = str(caught.value)
     assert f"must hold {kind.__name__} in its layout" in message and str(tmp_path) in message
-    assert all(pattern in message for layout in kind.layouts for pattern in layout[:3])
+    assert all(pattern in message for layout in kind.layouts for pattern in layout.patterns())
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("gone", [0, 1, 2])
+@pytest.mark.parametrize("gone", [0, 1, 2, -1])
 def test_missing_partner(tmp_path, kind, gone):
     root = write_samples(tmp_path, kind)
     victim = FILES[kind][1]
@@ -203,9 +124,10 @@ def test_missing_partner(tmp_path, kind, gone):
     with pytest.raises(FileNotFoundError) as caught:
         kind(root)
     message = str(caught.value)
-    assert str(root) in message and all(victim[i] in message for i in range(3) if i != gone)
+    left_over = [name for name in victim if name != victim[gone]]
+    assert str(root) in message and all(name in message for name in left_over[:3])
     layout = next(layout for layout in kind.layouts if f" of {layout.left}" in message)
-    assert f"of {layout.left}" in message and f"of {layout.right}" in message and f"of {layout.disparity}" in message
+    assert all(f" of {pattern}" in message for pattern in layout.patterns())
 
 
 def test_unequal_counts_are_printed(tmp_path):
@@ -290,3 +212,58 @@ def test_sizes_that_disagree(tmp_path):
     Image.fromarray(np.ones((3, 6), dtype=np.uint16)).save(root / "hole/a7_left.disp.png")
     with pytest.raises(DataFileError, match=r"a7_left.disp.png: must have the size .*\[4, 6\]; got \[3, 6\]"):
         CREStereo(root)[0]
+
+
+def test_a_mask_of_another_size(tmp_path):
+    root = write_samples(tmp_path, KITTI2015)
+    Image.fromarray(np.ones((3, 6), dtype=np.uint16)).save(root / "training/disp_noc_0/000003_10.png")
+    with pytest.raises(DataFileError, match=r"disp_noc_0/000003_10.png: must have the size .*\[4, 6\]; got \[3, 6\]"):
+        KITTI2015(root)[1]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(KITTI2012, "disp_noc/000003_10.png"), (Booster, "Pots/mask_00.png")])
+def test_a_foreign_mask(tmp_path, kind, name):
+    root = write_samples(tmp_path, kind)
+    next(root.rglob(name)).write_bytes(b"foreign")
+    with pytest.raises(DataFileError, match=f"{name}: must be"):
+        kind(root)[1]
+
+
+def test_frames_of_kitti_without_disparity_are_left_out(tmp_path):
+    root = write_samples(tmp_path, KITTI2015)
+    for folder in ("image_2", "image_3"):
+        save_frame(root / f"training/{folder}/000000_11.png", 9)
+    assert len(KITTI2015(root)) == 2
+
+
+def test_pairs_of_one_scene_share_its_map(tmp_path):
+    root = write_samples(tmp_path, Booster)
+    for camera in ("camera_00", "camera_02"):
+        save_frame(root / f"train/balanced/Pots/{camera}/im1.png", 70)
+    dataset = Booster(root)
+    assert [Path(files.left).name for files in dataset.files] == ["im0.png", "im0.png", "im1.png"]
+    assert [files.disparity for files in dataset.files[1:]] == ["train/balanced/Pots/disp_00.npy"] * 2
+    assert [files.visible for files in dataset.files[1:]] == ["train/balanced/Pots/mask_00.png"] * 2
+    assert torch.equal(dataset[1]["left_disparity"], dataset[2]["left_disparity"])
+
+
+def test_pairs_without_a_map_are_read(tmp_path):
+    for scene, level in (("Crusade", 3), ("Bicycle2", 7)):
+        save_frame(tmp_path / f"testH/{scene}/im0.png", level)
+        save_frame(tmp_path / f"testH/{scene}/im1.png", level + 20)
+    pairs = PicturePairs(tmp_path, "testH/*/im0.png", "testH/*/im1.png")
+    assert len(pairs) == 2 and len(PicturePairs(tmp_path, "testF/*/im0.png", "testF/*/im1.png")) == 0
+    sample = pairs[1]
+    assert sample.keys() == {"left_image", "right_image", "name"} and sample["name"] == "testH/Crusade/im0.png"
+    assert sample["left_image"][0, 0, 0] == 3 and sample["right_image"][0, 0, 0] == 23
+
+
+def test_pairs_without_a_map_that_cannot_be_used(tmp_path):
+    save_frame(tmp_path / "testH/Crusade/im0.png", 1)
+    with pytest.raises(
+        FileNotFoundError, match=r"must hold two files .* 1 of testH/\*/im0.png, 0 of testH/\*/im1.png"
+    ):
+        PicturePairs(tmp_path, "testH/*/im0.png", "testH/*/im1.png")
+    save_frame(tmp_path / "testH/Crusade/im1.png", 1, size=(6, 5))
+    with pytest.raises(DataFileError, match=r"im1.png: must have the size of im0.png, \[4, 6\]; got \[5, 6\]"):
+        PicturePairs(tmp_path, "testH/*/im0.png", "testH/*/im1.png")[0]

@@ -45,6 +45,8 @@ KITTI_STEPS_PER_PX = 256.0
 # Middlebury 2014 (MiddEval3) and ETH3D two-view: PNG beside the map, 255 = seen by both views, 128 = by the left one.
 REGION_MASK_FILE = "mask0nocc.png"
 SEEN_BY_BOTH_VIEWS = 255
+# DrivingStereo (Yang et al., CVPR 2019), its documentation: 16-bit PNG, 1/256 px at half size, 1/128 px at full size.
+DRIVINGSTEREO_HALF_SIZE_STEPS_PER_PX = 256.0
 
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 PICTURE_MODES = ("RGB", "RGBA", "L", "P")
@@ -172,6 +174,18 @@ def read_picture(path: str | Path) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
+def _read_npy(path: str | Path, content: str) -> np.ndarray:
+    """Read a float map [H,W] of numpy's format; `content` says for messages what it holds."""
+    try:
+        with open(path, "rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataFileError(path, f"must be a numpy file (.npy) of {content}; it cannot be read ({error})") from error
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise DataFileError(path, f"must be a float array [H,W]; got {values.dtype} {list(values.shape)}")
+    return values
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Data sets
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,13 +217,7 @@ def read_tartanair(path: str | Path) -> DisparityMap:
     Raises:
         DataFileError: no such file, truncated, pickled, or not a float array [H,W].
     """
-    try:
-        with open(path, "rb") as file:
-            depth_m = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataFileError(path, f"must be a numpy file (.npy) of depths; it cannot be read ({error})") from error
-    if depth_m.ndim != 2 or depth_m.dtype.kind != "f":
-        raise DataFileError(path, f"must be a float array [H,W]; got {depth_m.dtype} {list(depth_m.shape)}")
+    depth_m = _read_npy(path, "depths")
     disparity = _disparity_of_depth(depth_m, TARTANAIR_FOCAL_PX, TARTANAIR_BASELINE_M)
     return _keep_valid(disparity, np.isfinite(depth_m))
 
@@ -306,3 +314,58 @@ def read_middlebury(path: str | Path, region: str = "all") -> DisparityMap:
 def read_eth3d(path: str | Path, region: str = "all") -> DisparityMap:
     """Read an ETH3D two-view disparity: the format and the rules of `read_middlebury`."""
     return read_middlebury(path, region)
+
+
+def read_middlebury_2021(path: str | Path) -> DisparityMap:
+    """Read a Middlebury 2021 disparity (PFM, px): valid where it is finite and above 0.
+
+    The set comes without a mask of what both views see.
+
+    Raises:
+        DataFileError: as `read_pfm`, or three channels.
+    """
+    disparity = _one_channel(path, read_pfm(path))
+    return _keep_valid(disparity, disparity > 0)
+
+
+def read_booster(path: str | Path) -> DisparityMap:
+    """Read a Booster disparity (.npy, px): valid where it is finite and above 0.
+
+    Raises:
+        DataFileError: no such file, truncated, pickled, or not a float array [H,W].
+    """
+    disparity = _read_npy(path, "disparities")
+    return _keep_valid(disparity, disparity > 0)
+
+
+def read_drivingstereo(path: str | Path) -> DisparityMap:
+    """Read a DrivingStereo disparity of half size (16-bit PNG, 1/256 px): valid where it is not 0.
+
+    Raises:
+        DataFileError: as `read_png16`.
+    """
+    raw = read_png16(path)
+    return _keep_valid(raw / DRIVINGSTEREO_HALF_SIZE_STEPS_PER_PX, raw > 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What both views see: bool [H,W] of the left view
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_kitti_visible(path: str | Path) -> np.ndarray:
+    """Read from KITTI's `disp_noc` which pixels both views see: True where it states a disparity.
+
+    Raises:
+        DataFileError: as `read_png16`.
+    """
+    return read_kitti(path).valid
+
+
+def read_region_mask(path: str | Path) -> np.ndarray:
+    """Read a mask of Middlebury 2014, ETH3D or Booster: True where it is 255, seen by both views.
+
+    Raises:
+        DataFileError: no such file, truncated, or no 8-bit grey picture.
+    """
+    return np.asarray(_open_picture(path, ("L",), "an 8-bit grey picture")) == SEEN_BY_BOTH_VIEWS
