@@ -2,6 +2,7 @@
 """The paper's ablation in small: which part of the method helps a stereo network, at a budget that two cores can pay.
 
     python -m benchmarks.ablation --work out/ablation --json benchmarks/results/ablation.json    # once per core
+    python -m benchmarks.ablation --work out/ablation --picture docs/pictures/motorcycle.png     # then: of its networks
     python -m benchmarks.ablation --work out/ablation --max-pairs 64,256,1k --json out/scale.json
     python -m benchmarks.ablation --work out/smoke --smoke                          # a minute: does it run?
 
@@ -31,6 +32,7 @@ that are started with the same --work share the runs.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import statistics
@@ -40,6 +42,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import skimage.data
 import torch
 import torch.nn.functional as F
@@ -58,6 +63,8 @@ from benchmarks.ablation_pairs import (
 from benchmarks.embedded_quality import versions
 from benchmarks.small_training import DEFAULT_WEIGHTS, load_or_make, train_resumably
 from pipeline_zerostereo import ZeroStereoPipeline
+from training.disparity_files import write_whole
+from training.disparity_pictures import paint_disparity, paint_error
 from training.procedural_scenes import render_scenes, scene_generator
 from training.run import write_text_atomically
 from training.stereo_loss import PHOTOMETRIC_WEIGHT, zerostereo_loss
@@ -71,6 +78,7 @@ PEAK_LEARNING_RATE = 1e-3
 TEST_SEED = 62_001  # of the held-out pairs
 TEST_CHUNK = 16
 OUTLIER_PX = 3.0
+GAP, TITLE = 8, 28  # px, of the picture
 STANDARD_ERRORS = 2.0  # a difference must be larger than so many to be called one
 NEEDED_SHARE = 0.5  # of the best constant disparity's error
 POLL_SECONDS = 5.0
@@ -356,6 +364,44 @@ def compare_with_paper(lines: list[dict]) -> str:
     )
 
 
+# --- picture ---
+
+
+def draw_motorcycle(work: Path, names: list[str], size: Size, seed: int, device: str) -> PIL.Image.Image:
+    """Draw the Motorcycle pair, its true disparity, and what the networks of some rows find: disparity and error.
+
+    Args:
+        work: where the runs are.
+        names: of rows.
+        size: of the runs.
+        seed: whose networks.
+        device: to run them on.
+    """
+    pairs = motorcycle()
+    truth, known = pairs.disparity[0, 0].numpy(), pairs.valid_mask[0, 0].numpy()
+    views = [PIL.Image.fromarray(image[0].movedim(0, -1).byte().numpy()) for image in pairs[:2]]
+    columns = [("left and right view", *views)]
+    columns.append(("true disparity", paint_disparity(truth, known), PIL.Image.new("RGB", views[0].size, "white")))
+    for row in ROWS:
+        if row.name in names:
+            network: Any = RAFTStereo.from_pretrained(run_path(work, row, size, seed).with_suffix(""))
+            network.to(device).eval()
+            with torch.no_grad():
+                output = network(pairs.left_image.to(device), pairs.right_image.to(device), REFINEMENTS)
+            found = output.disparity[0, 0].cpu().numpy()
+            painted = paint_disparity(found, highest_px=float(truth[known].max()))
+            columns.append((row.name, painted, paint_error(found, truth, known)))
+    width, height = (max(panel[axis] for c in columns for panel in (c[1].size, c[2].size)) for axis in (0, 1))
+    sheet = PIL.Image.new("RGB", (len(columns) * (width + GAP) + GAP, 2 * (height + GAP) + TITLE), "white")
+    draw, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(TITLE - 12)
+    for i, (title, upper, lower) in enumerate(columns):
+        x = GAP + i * (width + GAP)
+        draw.text((x, 4), title, "black", font)
+        sheet.paste(upper, (x, TITLE))
+        sheet.paste(lower, (x, TITLE + height + GAP))
+    return sheet
+
+
 # --- command ---
 
 
@@ -381,6 +427,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="what is finished is kept here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument(
+        "--picture", type=Path, metavar="PNG", help="draw what networks of the first seed find on Motorcycle"
+    )
+    parser.add_argument(
         "--max-pairs", type=parse_counts, metavar="N,N,...", help="data-scale curve instead of the rows; 1k = 1024"
     )
     parser.add_argument("--steps", type=int, metavar="N", help=f"of each run ({Size.steps})")
@@ -388,6 +437,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="two steps, two seeds: figures mean nothing")
     options = parser.parse_args(arguments)
+    if options.picture and options.max_pairs:
+        parser.error("--picture shows rows, and --max-pairs trains other networks: leave one out")
     for name in ("steps", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")
@@ -435,6 +486,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(lines, constants, "Pairs" if options.max_pairs else "Row"))
     comparison = "" if options.max_pairs else compare_with_paper(lines)
     print(f"\n{comparison}")
+    if options.picture:
+        sheet = io.BytesIO()
+        draw_motorcycle(options.work, [ROWS[0].name, ROWS[-1].name], size, 0, options.device).save(sheet, "PNG")
+        write_whole(options.picture, sheet.getvalue())
     if options.json:
         record = {"size": asdict(size), "network": NETWORK, "refinements": REFINEMENTS, "constants_px": constants}
         record |= {"versions": versions(), "rows": lines, "comparison": comparison}

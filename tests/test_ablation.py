@@ -4,6 +4,8 @@
 import json
 import math
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -149,6 +151,12 @@ def test_losses_of_rows():
     assert loss_of("+ ZeroStereo loss, 255") > loss_of("+ ZeroStereo loss, 1") > 0.2 * baseline + 1e-3
 
 
+def test_a_picture_is_of_rows(capsys):
+    with pytest.raises(SystemExit):
+        ablation.parse_arguments(["--work", "x", "--picture", "a.png", "--max-pairs", "1k,2k"])
+    assert "leave one out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["1k", "2k,1k", "4,4", "0,3", "1.5k,2k", "a,b"])
 def test_counts_must_grow(text, capsys):
     with pytest.raises(SystemExit):
@@ -177,11 +185,17 @@ def test_runs_are_kept_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "ROWS", ROWS[:2])
     monkeypatch.setattr(ablation, "SMOKE", Size(seeds=2, steps=2, pictures=4, test_pairs=2))
     json_file = tmp_path / "out.json"
-    command = ["--work", str(tmp_path / "work"), "--smoke", "--json", str(json_file)]
+    picture = tmp_path / "motorcycle.png"
+    command = ["--work", str(tmp_path / "work"), "--smoke", "--json", str(json_file), "--picture", str(picture)]
     assert ablation.main(command) == 0
     first = json.loads(json_file.read_text())
     assert [line["row"] for line in first["rows"]] == ["Baseline", "+ ADS"]
     assert [len(line["seeds"]) for line in first["rows"]] == [2, 2]
+    with PIL.Image.open(picture) as sheet:
+        assert sheet.width == 4 * (370 + ablation.GAP) + ablation.GAP
+        pixels = np.asarray(sheet.convert("RGB"))
+    third, fourth = (pixels[ablation.TITLE :, x : x + 370] for x in (2 * 378 + 8, 3 * 378 + 8))
+    assert (third != fourth).any()  # two rows, two networks
     folder = tmp_path / "work" / "runs" / "baseline-4pairs-2x1-seed1"
     assert isinstance(RAFTStereo.from_pretrained(folder), RAFTStereo)
 
