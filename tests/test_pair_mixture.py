@@ -126,6 +126,15 @@ def test_shares_follow_the_weights_and_rounds_have_every_sample_once(build, layo
         assert [place.index for place in rounds[0]] != [place.index for place in rounds[1]]
 
 
+def test_a_mixture_says_what_it_opened(build, layout):
+    found = make_mixture(f"pairs:{build}:1", f"mfs35k:{layout / 'list.txt'}:2", "procedural:3").identity()
+    assert found == {
+        f"pairs:{build}:1.0": f"14 samples of {build}",
+        f"mfs35k:{layout / 'list.txt'}:2.0": f"5 samples of {layout}",
+        "procedural:3.0": "without end",
+    }
+
+
 def test_processes_share_one_row_of_places(build):
     alone = make_mixture(f"pairs:{build}:1", batch_size=6)
     both = [make_mixture(f"pairs:{build}:1", batch_size=3, rank=rank, processes=2) for rank in range(2)]

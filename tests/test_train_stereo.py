@@ -242,11 +242,23 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, data, ema_decay):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_run_does_not_go_on_with_other_samples(tmp_path):
+    write_rows(tmp_path / "build", (2, 1))
+    config = make_config(tmp_path / "run", data=(f"pairs:{tmp_path / 'build'}:1",), stop_after_minutes=0, max_steps=2)
+    train(config)
+    write_rows(tmp_path / "build", (2, 3))
+    more = dataclasses.replace(config, resume=True)
+    with pytest.raises(ValueError, match="`data` goes on with the samples that .*data.json names, .*3 samples of "):
+        train(more)
+    train(dataclasses.replace(more, allow_changes=True))
+    assert "5 samples of" in (tmp_path / "run/data.json").read_text()
+
+
 def words_of(output: Path, data: tuple[str, str], workers: int) -> list[str]:
     words = [*SMALL.split(), *QUICK.split(), "--output", str(output), "--workers", str(workers)]
     words += [word for source in (*data, "procedural:1") for word in ("--data", source)]
-    words += "--max-steps 12 --warmup-steps 2 --learning-rate 2e-3 --save-every-steps 4 --log-every-steps 3".split()
-    return [*words, "--validate-every-steps", "6", "--checkpoints-keep", "2", "--ema-decay", "0.9"]
+    words += "--max-steps 8 --warmup-steps 2 --learning-rate 2e-3 --save-every-steps 3 --log-every-steps 2".split()
+    return [*words, "--validate-every-steps", "4", "--checkpoints-keep", "2", "--ema-decay", "0.9"]
 
 
 @pytest.mark.slow
@@ -261,7 +273,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, data, processes, workers, worker
     while not list_checkpoints(parts) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert kill_with_descendants(killed) >= (1 + workers if processes == 1 else 1 + processes)
-    assert 0 < int(list_checkpoints(parts)[-1].name[-6:]) < 12
+    assert 0 < int(list_checkpoints(parts)[-1].name[-6:]) < 8
 
     run_module(MODULE, *words_of(parts, data, workers_after), "--resume", processes=processes)
     assert_same_run(whole, parts)

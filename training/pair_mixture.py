@@ -192,6 +192,13 @@ class PairMixture:
         self.datasets = [open_source(source) for source in sources]
         self._orders: dict[tuple[int, int], Tensor] = {}
 
+    def identity(self) -> dict[str, str]:
+        """Say of each source what was opened: how many samples, and of the Hub which commit."""
+        return {
+            str(source): "without end" if dataset is None else f"{len(dataset)} samples of {dataset.root}"
+            for source, dataset in zip(self.sources, self.datasets, strict=True)
+        }
+
     def place(self, step: int, position: int) -> Place:
         """Tell what stands at `position` of this process's batch of step `step`, both counted from 0."""
         source, drawn, _ = self.shares.slot(step, self.rank, position)

@@ -25,15 +25,18 @@ A killed run goes on with --resume as if nothing had happened. It ends with `OUT
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 
 from training.pair_mixture import PairMixture
-from training.run import TrainingRun, make_accelerator, parse_config
+from training.run import TrainingRun, make_accelerator, parse_config, require, write_text_atomically
 from training.stereo_options import PRESETS, StereoConfig, make_network
 from training.stereo_result import publish, save_result
 from training.stereo_training import hold_out_scenes, stereo_training_step, take_batch, validate
+
+DATA_FILE = "data.json"  # in the output: what was opened
 
 
 def train(config: StereoConfig) -> Path:
@@ -59,7 +62,10 @@ def train(config: StereoConfig) -> Path:
 
     # 2. Prepare: devices and processes; go on from a checkpoint.
     network, optimizer = accelerator.prepare(bare, optimizer)
+    check_same_data(config, mixture.identity())
     run = TrainingRun(accelerator, config, network, optimizer)
+    if accelerator.is_main_process:
+        write_text_atomically(config.output / DATA_FILE, json.dumps(mixture.identity(), indent=2) + "\n")
     loaded = run.waited_for(mixture.batches(run.first_step * run.micro_steps))
 
     # 3. Step, log, validate, save.
@@ -83,6 +89,18 @@ def train(config: StereoConfig) -> Path:
     folder = end(run)
     run.finish()
     return folder
+
+
+def check_same_data(config: StereoConfig, identity: dict[str, str]) -> None:
+    """Refuse to go on with other samples than the run began with: a data set that has grown, another commit.
+
+    Raises:
+        ValueError: so it is, and changes are not allowed.
+    """
+    path = config.output / DATA_FILE
+    stored = json.loads(path.read_text()) if config.resume and path.is_file() else identity
+    rule = f"goes on with the samples that {path} names, {stored}, unless --allow-changes is given"
+    require(stored == identity or config.allow_changes, "data", rule, identity)
 
 
 def end(run: TrainingRun) -> Path:
