@@ -179,13 +179,13 @@ def test_an_official_checkpoint_is_loaded(tmp_path, suffix):
 
 
 def test_what_is_no_network_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`checkpoint` must be a file; got .*none.pth"):
+    with pytest.raises(FileNotFoundError, match="`base` must be a file that exists; got .*none.pth"):
         load_network(str(tmp_path / "none.pth"))
     with pytest.raises(ValueError, match=r"`base` must be a folder or repository ORG/REPO.*; got .*empty'"):
         (tmp_path / "empty").mkdir()
         load_network(str(tmp_path / "empty"))
     (tmp_path / "empty/config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(ValueError, match="`base` must hold a RAFTStereo or IGEVStereo; .* holds a UNet2D"):
+    with pytest.raises(ValueError, match="`base` must be a folder or .* must hold a config of RAFTStereo or IGEVStereo; .* is of UNet2D"):
         load_network(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"`base` must be a folder or repository .*; got 'me/nothing'"):
         load_network("me/nothing")

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from training.fine_tuning import changed
 from training.pair_mixture import PairSource, parse_pair_source
 from training.run import RunConfig, option, require
+from training.stereo_inference import load_stereo_network
 from training.stereo_loss import PHOTOMETRIC_RANGES, PHOTOMETRIC_WEIGHT
-from training.stereo_networks.convert_official_checkpoint import convert_official_checkpoint
 from training.stereo_networks.igev_stereo import IGEVStereo
 from training.stereo_networks.raft_stereo import RAFTStereo
 from training.stereo_training import TRAINING_ITERATIONS, VALIDATION_ITERATIONS, StepOptions
@@ -218,19 +218,14 @@ def load_network(reference: str) -> StereoNetwork:
         ValueError: no network is to be had there, or it is none of this project's.
     """
     path = Path(reference)
-    if path.is_file() or (path.suffix in OFFICIAL_SUFFIXES and not path.is_dir()):
-        return convert_official_checkpoint(path).float()
-    name, _, revision = (reference, "", "") if path.is_dir() else reference.partition("@")
-    chosen: dict[str, Any] = {"revision": revision} if revision else {}
+    if path.suffix in OFFICIAL_SUFFIXES and not path.exists():
+        raise FileNotFoundError(f"`base` must be a file that exists; got {reference}.")
+    source, _, revision = (reference, "", "") if path.exists() else reference.partition("@")
     try:
-        found: Any = RAFTStereo.load_config(name, **chosen)
+        network: Any = load_stereo_network(source, revision or None)
     except (OSError, ValueError) as error:
         raise ValueError(
             "`base` must be a folder or repository ORG/REPO[@REVISION] with a stereo network, or an official "
             f"checkpoint (.pth, .safetensors); got {reference!r}: {str(error).strip().splitlines()[0]}"
         ) from error
-    kind = next((one for one in NETWORKS.values() if one.__name__ == found.get("_class_name")), None)
-    if kind is None:
-        names = " or ".join(one.__name__ for one in NETWORKS.values())
-        raise ValueError(f"`base` must hold a {names}; {reference} holds a {found.get('_class_name')}.")
-    return kind.from_pretrained(name, **chosen).float()
+    return network.float()
