@@ -2,7 +2,7 @@
 """The paper's ablation in small: which part of the method helps a stereo network, at a budget that two cores can pay.
 
     python -m benchmarks.ablation --work out/ablation --json benchmarks/results/ablation.json    # once per core
-    python -m benchmarks.ablation --work out/ablation --picture docs/pictures/motorcycle.png     # then: of its networks
+    python -m benchmarks.ablation --work out/ablation --picture docs/pictures/motorcycle.png    # of its networks
     python -m benchmarks.ablation --work out/ablation --max-pairs 64,256,1k --json out/scale.json
     python -m benchmarks.ablation --work out/smoke --smoke                          # a minute: does it run?
 

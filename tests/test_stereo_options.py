@@ -185,7 +185,7 @@ def test_what_is_no_network_is_refused(tmp_path):
         (tmp_path / "empty").mkdir()
         load_network(str(tmp_path / "empty"))
     (tmp_path / "empty/config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(ValueError, match="`base` must be a folder or .* must hold a config of RAFTStereo or IGEVStereo; .* is of UNet2D"):
+    with pytest.raises(ValueError, match="must hold a config of RAFTStereo or IGEVStereo; that of .* is of UNet2D"):
         load_network(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"`base` must be a folder or repository .*; got 'me/nothing'"):
         load_network("me/nothing")
