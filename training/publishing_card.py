@@ -19,7 +19,7 @@ from training.export_card import LICENCE_LINKS, USE_RESTRICTIONS
 
 CARD = "README.md"
 LORA_CALL, LOAD_CALL = "load_lora_weights", "from_pretrained"
-NO_FIGURES = re.compile(r"^None: .*\n?", re.MULTILINE)
+NO_FIGURES = re.compile(r"^None: .*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)  # the paragraph
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PICTURE_TEXT = "photograph, disparity, warped view with holes in magenta, right view, anaglyph"
 
@@ -75,10 +75,10 @@ def complete_card(text: str, repo_id: str, additions: CardAdditions) -> Complete
     data = card.data
     data.license = _licence(data.license, additions.licence)
     notes = []
-    body, note = _name_repository(card.text, repo_id, additions.base)
+    body, note = _name_repository(card.text, repo_id)
     notes += note
-    if additions.base is not None:
-        data.base_model = additions.base
+    if f"{LORA_CALL}(" in body:
+        body, data.base_model = _name_base(body, additions.base)
         data["base_model_relation"] = "adapter"
     if additions.data_sets:
         data.datasets = list(dict.fromkeys([*_as_list(data.datasets), *additions.data_sets]))
@@ -113,33 +113,27 @@ def _as_list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _name_repository(body: str, repo_id: str, base: str | None) -> tuple[str, list[str]]:
-    """Put the repository's name into the line that loads it, and a LoRA's base into the line that loads that."""
-    is_lora = f"{LORA_CALL}(" in body
-    call = LORA_CALL if is_lora else LOAD_CALL
+def _name_repository(body: str, repo_id: str) -> tuple[str, list[str]]:
+    """Put the repository's name into the line that loads what is published."""
+    call = LORA_CALL if f"{LORA_CALL}(" in body else LOAD_CALL
     names = re.findall(rf'{call}\("([^"]+)"', body)
     if not names:
         raise ValueError(f'`{CARD}` must show the line that loads it, {call}("..."); it shows none.')
     notes = [] if names[0] == repo_id else [f"the card loads {repo_id} where the folder's own loads {names[0]}"]
-    body = body.replace(f'{call}("{names[0]}"', f'{call}("{repo_id}"')
-    if is_lora:
-        body, note = _name_base(body, base)
-        notes += note
-    return body, notes
+    return body.replace(f'{call}("{names[0]}"', f'{call}("{repo_id}"'), notes
 
 
-def _name_base(body: str, base: str | None) -> tuple[str, list[str]]:
+def _name_base(body: str, base: str | None) -> tuple[str, str]:
+    """Return a LoRA's text and the id of its base, which `base` replaces all over the text where it is given."""
     own = re.findall(rf'{LOAD_CALL}\("([^"]+)"', body)
-    if own and base is not None and own[0] != base:
-        pattern = rf"(?<![\w./-]){re.escape(own[0])}(?![\w/-])"
-        return re.sub(pattern, lambda _: base, body), [
-            f"the card's base is {base} where the folder's own has {own[0]}"
-        ]
-    if own and own[0].count("/") != 1:
+    if base is None and (not own or own[0].count("/") != 1):
+        found = own[0] if own else "none"
         raise ValueError(
-            f"`--base` must name the pipeline on the Hub that the LoRA goes onto; its card names {own[0]}."
+            f"`--base` must name the pipeline on the Hub that the LoRA goes onto; its card names {found}."
         )
-    return body, []
+    if base is None or not own:
+        return body, base or own[0]
+    return re.sub(rf"(?<![\w./-]){re.escape(own[0])}(?![\w/-])", lambda _: base, body), base
 
 
 def _section(body: str, heading: str) -> tuple[int, int] | None:
@@ -154,7 +148,8 @@ def add_to_section(body: str, heading: str, text: str) -> str:
     if span is None:
         return f"{body.rstrip()}\n\n## {heading}\n\n{text}\n"
     before, inside, after = body[: span[0]], body[span[0] : span[1]], body[span[1] :]
-    return f"{before}{inside.rstrip()}\n\n{text}\n\n{after}".rstrip() + "\n"
+    parts = [part for part in (inside.strip(), text) if part]
+    return f"{before}\n" + "\n\n".join(parts) + (f"\n\n{after}" if after else "\n")
 
 
 def add_figures(body: str, table: list[str]) -> str:
