@@ -10,7 +10,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCardData
 
-from training.eval_results import figure_table, model_index, read_results, results_of, weight_checksums
+from tests.stereo_network_helpers import make_small_raft
+from training.eval_results import (
+    figure_table,
+    model_index,
+    read_results,
+    results_of,
+    tensor_digest,
+    weight_checksums,
+)
 
 RESULT: dict[str, Any] = {
     "network": "mine",
@@ -100,6 +108,50 @@ def test_only_figures_of_these_very_weights_are_taken(tmp_path, network):
         with pytest.raises(ValueError, match=r"'KITTI 2015' were made with other files: \['(unet/a|vae/b).safetens"):
             results_of([write(tmp_path, {**RESULT, "weights": other})], network, "me/mine")
     assert results_of([], network, "me/mine") == []
+
+
+def report(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return a report as an evaluation of a stereo network writes it: two regions, two averages, one set."""
+    figures = {"end_point_error_px": 1.5, "bad_percent": {"1": 7.0, "2": 4.25}, "d1_percent": None, "images": 2}
+    pooled = {**figures, "end_point_error_px": 1.75, "d1_percent": 3.0}
+    benchmark = {
+        "title": "Middlebury, half size",
+        "quoted": {"region": "noc", "threshold_px": 2.0},
+        "pairs": 2,
+        "pairs_of_the_set": 15,
+        "figures": {"all": {}, "noc": {"image average": figures, "pixel pooled": pooled}},
+    }
+    network = {"name": "elsewhere.pth", "class": "RAFTStereo", "weights_sha256": tensor_digest(folder)}
+    protocol = {"iterations": 32, "dtype": "float32", "regions": {}, "averages": {}}
+    return {
+        "report_version": 1,
+        "network": {**network, **changes},
+        "protocol": protocol,
+        "benchmarks": {"m": benchmark},
+    }
+
+
+def test_the_report_of_an_evaluation_gives_what_is_usually_quoted(tmp_path):
+    folder = tmp_path / "raft"
+    network = make_small_raft()
+    network.save_pretrained(folder)
+    state = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        state.update(f"{name} {value.dtype} {list(value.shape)}".encode() + value.numpy().tobytes())
+    assert tensor_digest(folder) == state.hexdigest()
+    (result,) = results_of([write(tmp_path, report(folder))], folder, "me/raft")
+    assert (result.network, result.data_set) == ("elsewhere.pth", "Middlebury, half size")
+    assert result.protocol == "region noc, 2 of 15 pairs, 32 iterations, float32"
+    assert result.script == "python -m training.evaluate_stereo"
+    assert result.figures == {
+        "image average EPE, px": 1.5,
+        "image average > 2 px, %": 4.25,
+        "pixel pooled EPE, px": 1.75,
+        "pixel pooled > 2 px, %": 4.25,
+        "pixel pooled D1, %": 3.0,
+    }
+    with pytest.raises(ValueError, match=r"'Middlebury, half size' were made with other files: \['tensors'\]"):
+        results_of([write(tmp_path, report(folder, weights_sha256="0" * 64))], folder, "me/raft")
 
 
 def test_without_checksums_the_name_decides(tmp_path, network):

@@ -12,9 +12,10 @@ A result is a JSON object, wherever it stands in a JSON file (alone, in a list, 
       "weights": {"diffusion_pytorch_model.safetensors": "<sha256>"}    # of the weights that it was made with
     }
 
-`script` and `weights` may stand once, further up in the file. Only results of the very weights that a card is for are
-used: by checksum where the file has checksums, else by the network's name. So neither figures of other weights nor
-those of a paper get onto a card.
+`script` and `weights` may stand once, further up in the file. The report of training.evaluate_stereo (network,
+protocol, benchmarks) is read too: of each benchmark the region and threshold that are usually quoted, by both
+averages. Only results of the very weights that a card is for are used: by checksum where the file has checksums, else
+by the network's name. So neither figures of other weights nor those of a paper get onto a card.
 
 The metadata is the `model-index` of the front matter (`ModelCardData.eval_results`). The Hub's newer files in
 `.eval_results/` are for benchmarks that are registered on the Hub, of which these are none.
@@ -31,10 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
+from safetensors.torch import load_file
 
 REQUIRED = ("network", "data_set", "protocol", "figures")
+REPORT = {"network", "protocol", "benchmarks"}  # names in a report of training.evaluate_stereo
 DEFAULT_SCRIPT = "python -m training.evaluate_stereo"  # whose files need not say it
 OWN_SCRIPT = re.compile(r"python -m (training|benchmarks|datasets_builder)\.\w+( .*)?")
 HASHED_BYTES = 1 << 20  # at a time
@@ -51,6 +55,7 @@ class Result:
         script: command that made it.
         figures: finite numbers by name.
         weights: sha256 by path inside the folder of the network; None where the file has none.
+        tensors: sha256 of the names and values of all tensors, as `tensor_digest`; None where the file has none.
     """
 
     network: str
@@ -58,7 +63,8 @@ class Result:
     protocol: str
     script: str
     figures: dict[str, float]
-    weights: dict[str, str] | None
+    weights: dict[str, str] | None = None
+    tensors: str | None = None
 
 
 def read_results(file: Path) -> list[Result]:
@@ -85,6 +91,8 @@ def _walk(value: Any, inherited: dict[str, Any]) -> Iterator[tuple[dict[str, Any
     if isinstance(value, list):
         for one in value:
             yield from _walk(one, inherited)
+    elif isinstance(value, dict) and REPORT <= set(value):
+        yield from _walk_report(value)
     elif isinstance(value, dict):
         inherited = inherited | {name: value[name] for name in ("script", "weights") if name in value}
         if {"data_set", "figures"} <= set(value):
@@ -92,6 +100,25 @@ def _walk(value: Any, inherited: dict[str, Any]) -> Iterator[tuple[dict[str, Any
         else:
             for one in value.values():
                 yield from _walk(one, inherited)
+
+
+def _walk_report(report: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the benchmarks of a report of training.evaluate_stereo in the form above."""
+    network, protocol = report["network"], report["protocol"]
+    said = f"{protocol['iterations']} iterations, {protocol['dtype']}"
+    for benchmark in report["benchmarks"].values():
+        region, threshold = benchmark["quoted"]["region"], f"{benchmark['quoted']['threshold_px']:g}"
+        figures = {
+            average: {
+                "EPE, px": one["end_point_error_px"],
+                f"> {threshold} px, %": one["bad_percent"].get(threshold),
+                "D1, %": one["d1_percent"],
+            }
+            for average, one in benchmark["figures"].get(region, {}).items()
+        }
+        pairs = f"{benchmark['pairs']} of {benchmark['pairs_of_the_set']} pairs"
+        entry = {"network": network["name"], "data_set": benchmark["title"], "figures": figures}
+        yield {**entry, "protocol": f"region {region}, {pairs}, {said}"}, {"tensors": network["weights_sha256"]}
 
 
 def _read_result(entry: dict[str, Any], inherited: dict[str, Any], file: Path) -> Result:
@@ -106,9 +133,8 @@ def _read_result(entry: dict[str, Any], inherited: dict[str, Any], file: Path) -
         raise ValueError(f"`--results` must hold at least one number for {entry['data_set']!r}; got none in {file}.")
     weights = inherited.get("weights")
     checksums = {str(name): str(digest) for name, digest in weights.items()} if isinstance(weights, dict) else None
-    return Result(
-        str(entry["network"]), str(entry["data_set"]), str(entry["protocol"]), script, figures, checksums or None
-    )
+    network, data_set, protocol = (str(entry[name]) for name in ("network", "data_set", "protocol"))
+    return Result(network, data_set, protocol, script, figures, checksums or None, inherited.get("tensors"))
 
 
 def _flatten(value: Any, names: tuple[str, ...], file: Path) -> Iterator[tuple[str, float]]:
@@ -136,6 +162,16 @@ def weight_checksums(folder: Path) -> dict[str, str]:
     return found
 
 
+def tensor_digest(folder: Path) -> str:
+    """Return the sha256 of names, types, shapes and values of the tensors in a network's folder, sorted by name."""
+    digest = hashlib.sha256()
+    tensors = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def results_of(files: list[Path], folder: Path, repo_id: str) -> list[Result]:
     """Read results and make sure that each belongs to the weights of a folder.
 
@@ -152,20 +188,29 @@ def results_of(files: list[Path], folder: Path, repo_id: str) -> list[Result]:
         ValueError: a file is not understood, or has figures of other weights.
     """
     results = [result for file in files for result in read_results(file)]
-    own = weight_checksums(folder) if results else {}
     for result in results:
-        if result.weights is not None and result.weights != own:
-            differ = sorted(name for name in {**own, **result.weights} if own.get(name) != result.weights.get(name))
-            raise ValueError(
-                f"`--results` must be of the weights in {folder}; the figures on {result.data_set!r} were made with "
-                f"other files: {differ}."
-            )
-        if result.weights is None and result.network != repo_id and Path(result.network).name != folder.resolve().name:
-            raise ValueError(
-                f"`--results` must be of {folder} or {repo_id}; the figures on {result.data_set!r} are of "
-                f"{result.network!r}, and there are no checksums that would say more."
-            )
+        _check_owner(result, folder, repo_id)
     return results
+
+
+def _check_owner(result: Result, folder: Path, repo_id: str) -> None:
+    """Raise unless a result belongs to the weights in a folder."""
+    if result.weights is not None:
+        own = weight_checksums(folder)
+        differ = sorted(name for name in {**own, **result.weights} if own.get(name) != result.weights.get(name))
+    else:
+        differ = ["tensors"] if result.tensors is not None and result.tensors != tensor_digest(folder) else []
+    if differ:
+        raise ValueError(
+            f"`--results` must be of the weights in {folder}; the figures on {result.data_set!r} were made with "
+            f"other files: {differ}."
+        )
+    is_nameless = result.weights is None and result.tensors is None
+    if is_nameless and result.network != repo_id and Path(result.network).name != folder.resolve().name:
+        raise ValueError(
+            f"`--results` must be of {folder} or {repo_id}; the figures on {result.data_set!r} are of "
+            f"{result.network!r}, and there are no checksums that would say more."
+        )
 
 
 def model_index(results: list[Result], model_name: str, task: str) -> list[dict[str, Any]]:

@@ -100,8 +100,8 @@ def network_card(folder: Path, repo_id: str, additions: CardAdditions, trained_w
             "tags": [*NETWORK_TAGS, TITLES[name].lower()],
         },
         "title": repo_id.partition("/")[2],
-        "summary": f"{TITLES[name]} as the ZeroStereo method trains it: the two pictures of a stereo camera in, a "
-        f"disparity map in pixels out. {count_parameters(folder) / 1e6:.2f} million parameters.",
+        "summary": f"{TITLES[name]}: the two pictures of a stereo camera in, a disparity map in pixels out. "
+        f"{count_parameters(folder) / 1e6:.2f} million parameters.",
         "module": network.__module__,
         "class_name": name,
         "repo_id": repo_id,
