@@ -178,6 +178,15 @@ def test_weights_of_unstated_licence_need_permission(copy):
         pipeline_upload(copy, "me/stereo", CardAdditions(licence="unknown"))
 
 
+def test_a_copy_of_the_licence_is_asked_for_where_the_licence_asks_for_it(copy):
+    openrail = CardAdditions(licence="openrail++")
+    assert pipeline_upload(copy, "me/stereo", openrail).notes[-1].startswith("openrail++ asks for a copy of itself")
+    (copy / "LICENSE-MODEL").write_text("as published\n")
+    assert not [note for note in pipeline_upload(copy, "me/stereo", openrail).notes if "copy" in note]
+    (copy / "LICENSE-MODEL").unlink()
+    assert not [note for note in pipeline_upload(copy, "me/stereo", MIT).notes if "copy" in note]
+
+
 def test_a_lora_names_its_base(tmp_path):
     folder = make_lora_folder(tmp_path / "lora", base="zerostereo")
     with pytest.raises(ValueError, match="`--base` must name the pipeline on the Hub .*; its card names zerostereo"):

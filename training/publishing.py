@@ -29,6 +29,7 @@ SPACE_WEIGHTS = "weights/zerostereo-tiny"  # where the Space looks for weights o
 SPACE_VARIABLE = "ZEROSTEREO_WEIGHTS"  # names weights that are elsewhere
 SPACE_COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 SPACE_SDKS = ("gradio", "docker", "static")
+COPY_OF_LICENCE = "openrail++ asks for a copy of itself beside the weights: put it into the folder as LICENSE"
 LONGEST_DESCRIPTION = 150  # characters, of a collection
 
 
@@ -168,7 +169,9 @@ def _model_upload(
     check_model_files(folder, files, (*required, CARD))
     completed = complete_card((folder / CARD).read_text(encoding="utf-8"), repo_id, additions)
     check_permission(completed.licence, files, has_permission)
-    return Upload(repo_id, "model", {**files, **completed.files}, completed.notes)
+    lacks_copy = completed.is_restricted and not any(name.upper().startswith("LICEN") for name in files)
+    notes = (*completed.notes, *((COPY_OF_LICENCE,) if lacks_copy else ()))
+    return Upload(repo_id, "model", {**files, **completed.files}, notes)
 
 
 def network_upload(folder: Path, repo_id: str, additions: CardAdditions, trained_with: str = "") -> Upload:

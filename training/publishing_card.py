@@ -49,6 +49,7 @@ class CompletedCard(NamedTuple):
     """A card for a repository: its licence, the files that it consists of, and what was changed, for people."""
 
     licence: Any
+    is_restricted: bool  # openrail++ is among its licences
     files: dict[str, Path | bytes]
     notes: tuple[str, ...]
 
@@ -94,11 +95,12 @@ def complete_card(text: str, repo_id: str, additions: CardAdditions) -> Complete
         body, name = _add_picture(body, additions.picture)
         files[name] = additions.picture
         notes.append(f"the card shows {name}")
-    if "openrail++" in str(data.to_dict().get("license_name") or data.license) and USE_RESTRICTIONS not in body:
+    is_restricted = "openrail++" in str(data.license_name or data.license)
+    if is_restricted and USE_RESTRICTIONS not in body:
         body = add_to_section(body, "Licences", USE_RESTRICTIONS)
         notes.append("the card passes on the restrictions of openrail++")
     content = f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
-    return CompletedCard(data.license, {CARD: content.encode(), **files}, tuple(notes))
+    return CompletedCard(data.license, is_restricted, {CARD: content.encode(), **files}, tuple(notes))
 
 
 def _licence(stated: Any, given: str | None) -> Any:
