@@ -109,7 +109,8 @@ def test_parts_that_nobody_described_get_a_card_without_licence():
 
 
 def test_the_relation_is_named_where_there_is_a_base():
-    assert base_model(["a/b"], "adapter") == {"base_model": ["a/b"], "base_model_relation": "adapter"}
+    assert base_model(["a/b"], "adapter") == {"base_model": "a/b", "base_model_relation": "adapter"}
+    assert base_model(["a/b", "c/d"], "merge") == {"base_model": ["a/b", "c/d"], "base_model_relation": "merge"}
     assert base_model([], "finetune") == {}
 
 

@@ -75,7 +75,7 @@ def base_model(names: list[str], relation: str) -> dict[str, Any]:
         names: ids on the Hub.
         relation: the Hub's word: "finetune", "adapter", or "merge" for several put together.
     """
-    return {"base_model": names, "base_model_relation": relation} if names else {}
+    return {"base_model": names[0] if len(names) == 1 else names, "base_model_relation": relation} if names else {}
 
 
 def parts_that_forbid_pushing(parts: list[Part]) -> list[Part]:
