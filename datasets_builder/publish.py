@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publish a finished build as a data set of the Hub: verify, write its card, upload, read rows back.
 
-    python -m datasets_builder.publish out/pairs USER/PAIRS --dry-run               # all but the upload; CPU, seconds
-    python -m datasets_builder.publish out/pairs USER/PAIRS --private
-    python -m datasets_builder.publish out/pairs USER/PAIRS --licence-for-all CC0-1.0
+    python -m datasets_builder.publish out/pairs USER/PAIRS                         # all but the upload; CPU, seconds
+    python -m datasets_builder.publish out/pairs USER/PAIRS --push --private
+    python -m datasets_builder.publish out/pairs USER/PAIRS --push --licence-for-all CC0-1.0
 
-Card and pictures are written into the folder of the build; a README.md with text of your own is kept. Photographs
-without a licence are refused, unless --licence-for-all says which one they have. A run that was broken off is taken up
-by the same command, which sends what is missing. rejected.jsonl stays here: it tells of files that are not published.
+Without --push the build is verified, its card written, and what would go up is listed; no network is asked. Card and
+pictures are written into the folder of the build; a README.md with text of your own is kept. Photographs without a
+licence are refused, unless --licence-for-all says which one they have. A run that was broken off is taken up by the
+same command, which sends what is missing. rejected.jsonl stays here: it tells of files that are not published.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="DIR", help="of the build")
     parser.add_argument("repo", metavar="REPO", help="USER/NAME of a data set on the Hub; made if missing")
     parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--dry-run", action="store_true", help="verify and write the card, but ask no network")
+    sending = parser.add_mutually_exclusive_group()
+    sending.add_argument("--push", action="store_true", help="upload; without it, no network is asked")
+    sending.add_argument("--dry-run", action="store_true", help="do not upload: the default, said aloud")
     parser.add_argument(
         "--licence-for-all", default="", metavar="NAME", help="licence of the photographs that state none"
     )
@@ -132,12 +135,13 @@ def run(options: argparse.Namespace, api: HfApi, **repeating: Any) -> int:
         raise ValueError(f"`REPO` must be USER/NAME; got {options.repo}.")
     if not prepare(options):
         return 1
-    if options.dry_run:
+    if not options.push:
         names = list(local_files(options.folder))
         size = sum((options.folder / name).stat().st_size for name in names)
         more = f"\n... and {len(names) - LISTED} more" if len(names) > LISTED else ""
         print("\n".join(names[:LISTED]) + more)
-        print(f"would be uploaded to {options.repo}: {len(names)} files, {size / 1e6:.1f} MB. Nothing was.")
+        print(f"would be uploaded to {options.repo}: {len(names)} files, {size / 1e6:.1f} MB.")
+        print("Nothing was uploaded: add --push to do it.")
         return 0
     remote = open_repository(api, options.repo, options.private, **repeating)
     published = upload(api, options.folder, options.repo, remote, **repeating)

@@ -7,9 +7,9 @@
 
 It answers what huggingface_hub, diffusers, transformers and datasets ask of the real one: repositories (private ones
 too), branches, tags, pull requests, commits with regular and LFS files, listings, downloads (whole and by range), and
-errors with the real status and X-Error-Code. Written from the requests that these clients send; the LFS upload is the
-"basic" one, so clients run with HF_HUB_DISABLE_XET=1. It knows no discussions, collections, search, organisations,
-jobs, and runs no Space.
+errors with the real status and X-Error-Code; collections, variables of Spaces, and what makes the real one refuse the
+front matter of a card. Written from the requests that these clients send; the LFS upload is the "basic" one, so
+clients run with HF_HUB_DISABLE_XET=1. It knows no discussions, search, organisations, jobs, and runs no Space.
 
 Clients read their environment when they are imported, so whatever talks to this Hub runs in a process of its own, with
 `environment()`; the test session itself stays offline. History lives in memory, file contents in the given folder.
@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
 import uvicorn
+import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
@@ -46,6 +47,9 @@ URL_PREFIXES = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 LFS_SUFFIXES = "arrow bin ckpt glb gz jpg mp4 npz onnx parquet png pt pth safetensors tar tiff webp zip".split()
 REGULAR_LIMIT = 10_000_000  # bytes; larger files must be LFS files
 GIT_ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+BASE_MODEL_RELATIONS = ["adapter", "finetune", "merge", "quantized"]
+COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
+SDKS = ["gradio", "docker", "static"]
 LIBRARY_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "DATASETS_", "PYTEST_", "PYTHON")
 
 
@@ -107,6 +111,7 @@ class Repository:
     sdk: str | None = None
     refs: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
     def resolve(self, revision: str) -> Commit:
@@ -141,12 +146,43 @@ class Repository:
         raise AssertionError(f"{path} is in no commit")
 
 
+@dataclass
+class StoredCollection:
+    """A list of repositories with a title; `items` are (type, id, note)."""
+
+    slug: str
+    title: str
+    owner: str
+    description: str | None
+    private: bool
+    items: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def described(self) -> dict[str, Any]:
+        """Describe the collection as GET /api/collections/{slug} does."""
+        items = [
+            {"_id": git_blob(one.encode())[:24], "id": one, "type": kind, "position": position}
+            | ({"note": {"text": note}} if note else {})
+            for position, (kind, one, note) in enumerate(self.items)
+        ]
+        named = {"slug": self.slug, "title": self.title, "description": self.description, "private": self.private}
+        owner = {"name": self.owner, "type": "user"}
+        return named | {
+            "owner": owner,
+            "items": items,
+            "lastUpdated": DATE,
+            "position": 0,
+            "theme": "blue",
+            "upvotes": 0,
+        }
+
+
 class Store:
     """Repositories in memory, by ("models" | "datasets" | "spaces", "owner/name"), and file contents in a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.repositories: dict[tuple[str, str], Repository] = {}
+        self.collections: dict[str, StoredCollection] = {}  # by slug
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, kind: str, repo_id: str, authorized: bool = True) -> Repository:
@@ -302,6 +338,7 @@ def make_app(store: Store) -> FastAPI:
     """Build the server. A handler never waits between reading and changing the store, so each is atomic."""
     app = FastAPI(openapi_url=None)
     app.add_exception_handler(HubError, answer_error)
+    add_collection_routes(app, store)  # before those that would take "collections" for a kind of repository
     add_repository_routes(app, store)
     add_reading_routes(app, store)
     add_ref_routes(app, store)
@@ -348,8 +385,11 @@ def add_repository_routes(app: FastAPI, store: Store) -> None:
         return {"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"accessToken": token}}
 
     @app.post("/api/validate-yaml")
-    async def validate_card() -> dict[str, Any]:
-        return {"errors": [], "warnings": []}
+    async def validate_card(request: Request) -> Response:
+        body = await request.json()
+        errors = card_errors(body.get("content", ""), body.get("repoType", "model"))
+        answer = {"errors": [{"message": message} for message in errors], "warnings": []}
+        return JSONResponse(answer, 400 if errors else 200)
 
     @app.post("/api/repos/create")
     async def create(request: Request) -> dict[str, Any]:
@@ -423,6 +463,90 @@ def add_reading_routes(app: FastAPI, store: Store) -> None:
             elif path in folders:
                 answer.append(folder_entry(path))
         return answer
+
+
+def card_errors(content: str, kind: str) -> list[str]:
+    """Return what makes the Hub refuse the front matter of a card of a "model", "dataset" or "space".
+
+    From the Hub's documentation of repository cards and of the configuration of Spaces; only what is tested here.
+    """
+    found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    try:
+        data = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError as error:
+        return [f"Invalid YAML: {error}"]
+    if not isinstance(data, dict):
+        return ["The metadata must be an object"]
+    errors = []
+    if data.get("license") == "other" and not data.get("license_name"):
+        errors.append('"license_name" is required if "license" is "other"')
+    if "base_model_relation" in data and data["base_model_relation"] not in BASE_MODEL_RELATIONS:
+        errors.append(f'"base_model_relation" must be one of {BASE_MODEL_RELATIONS}')
+    for index in data.get("model-index") or []:
+        if not all({"task", "dataset", "metrics"} <= set(result) for result in index.get("results", [{}])):
+            errors.append('"model-index[0].results" needs task, dataset and metrics')
+    if kind == "space" and data:
+        wrong = [name for name in ("colorFrom", "colorTo") if data.get(name, "red") not in COLORS]
+        errors += [f'"{name}" must be one of {COLORS}' for name in wrong]
+        errors += [] if data.get("sdk") in SDKS else [f'"sdk" must be one of {SDKS}']
+        errors += ['"short_description" is too long'] if len(data.get("short_description", "")) > 60 else []
+    return errors
+
+
+def add_collection_routes(app: FastAPI, store: Store) -> None:
+    """Collections, and the variables of Spaces."""
+    base = "/api/collections/{owner}/{name}"
+
+    def find(request: Request, slug: str) -> StoredCollection:
+        collection = store.collections.get(slug)
+        if collection is None or (collection.private and not authorized(request)):
+            raise HubError(404, "CollectionNotFound", "Collection not found")
+        return collection
+
+    @app.get("/api/collections")
+    async def listing(request: Request) -> list[dict[str, Any]]:
+        owner = request.query_params.get("owner")
+        visible = [one for one in store.collections.values() if authorized(request) or not one.private]
+        described = [one.described() for one in visible if owner in (None, one.owner)]
+        return [{name: one[name] for name in one if name != "position"} for one in described]
+
+    @app.post("/api/collections")
+    async def create(request: Request) -> dict[str, Any]:
+        need_token(request)
+        body = await request.json()
+        if len(body.get("description") or "") > 150:
+            raise HubError(400, "BadRequest", "A description has at most 150 characters")
+        name = re.sub("[^a-z0-9]+", "-", body["title"].lower()).strip("-")
+        slug = f"{body['namespace']}/{name}-{git_blob(body['title'].encode())[:24]}"
+        if slug in store.collections:
+            raise HubError(409, "CollectionExists", "This collection exists", slug=slug)
+        one = StoredCollection(
+            slug, body["title"], body["namespace"], body.get("description"), bool(body.get("private"))
+        )
+        store.collections[slug] = one
+        return one.described()
+
+    @app.get(base)
+    async def get(request: Request, owner: str, name: str) -> dict[str, Any]:
+        return find(request, f"{owner}/{name}").described()
+
+    @app.post(base + "/items")
+    async def add(request: Request, owner: str, name: str) -> dict[str, Any]:
+        need_token(request)
+        body = await request.json()
+        collection, kind, repo_id = find(request, f"{owner}/{name}"), body["item"]["type"], body["item"]["id"]
+        store.find(f"{kind}s", repo_id)
+        if any((kind, repo_id) == item[:2] for item in collection.items):
+            raise HubError(409, "ItemExists", "This item is in the collection")
+        collection.items.append((kind, repo_id, body.get("note")))
+        return collection.described()
+
+    @app.post("/api/spaces/{owner}/{name}/variables")
+    async def set_variable(request: Request, owner: str, name: str) -> dict[str, Any]:
+        need_token(request)
+        body, repository = await request.json(), store.find("spaces", f"{owner}/{name}")
+        repository.variables[body["key"]] = body["value"]
+        return {key: {"key": key, "value": value} for key, value in repository.variables.items()}
 
 
 def add_ref_routes(app: FastAPI, store: Store) -> None:

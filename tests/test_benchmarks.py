@@ -31,6 +31,7 @@ from benchmarks.embedded_quality import (
 )
 from pipeline_zerostereo import StereoImageProcessor, forward_warp
 from tests.tiny_components import embedded_pipeline, make_disparity, make_photos
+from training.eval_results import results_of
 
 
 def holes(*rows: str) -> torch.Tensor:
@@ -232,6 +233,10 @@ def test_embedded_quality_runs_from_a_folder(small_scenes, tmp_path, capsys):
     assert {name.split("/")[0] for name in record["weights"]} == {"unet", "vae", "depth_estimator"}
     assert all(len(checksum) == 64 for checksum in record["weights"].values())
     assert record["versions"]["torch"] == torch.__version__
+    (result,) = results_of([figures], weights, "me/mine")
+    assert (result.network, result.weights) == ("weights", record["weights"])
+    assert result.figures["hole PSNR, dB"] == record["held_out"]["fills"][0]["psnr_db"]
+    assert result.figures["depth correlation"] == record["held_out"]["depth"]["mean"]
 
 
 def test_motorcycle_is_complete_after_filling():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cards of exports: the strictest licence, the restrictions, every revision, no invented figure."""
 
+import re
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -8,12 +10,13 @@ from training.export_card import (
     NON_COMMERCIAL,
     NOT_RUN,
     USE_RESTRICTIONS,
+    base_model,
     combine_licences,
     export_card,
     parts_that_forbid_pushing,
     plain_card,
 )
-from training.pipeline_folder import render_card
+from training.pipeline_folder import CARD_TEMPLATE, render_card
 from training.public_parts import INPAINTING_BASE, KNOWN_REPOSITORIES, STEREOGEN, Part
 
 DEPTH = "depth-anything/Depth-Anything-V2-{}-hf"
@@ -50,6 +53,7 @@ def test_permissive_depth_models_leave_the_licence_of_the_base(base, depth):
     assert made.data.license == "openrail++" and "license_name" not in made.data.to_dict()
     assert USE_RESTRICTIONS in made.text and NON_COMMERCIAL not in made.text
     assert made.data.base_model == [base, depth]
+    assert made.data.to_dict()["base_model_relation"] == "merge", "two, put together"
 
 
 @pytest.mark.parametrize("size", ["Base", "Large"])
@@ -102,3 +106,26 @@ def test_parts_that_nobody_described_get_a_card_without_licence():
     made = ModelCard(render_card(plain_card(title="mine", repo_id="runs/mine", settings={"masked_fill": "zero"})))
     assert made.data.license is None and "none is stated here" in made.text
     assert "nothing was measured" in made.text and '| `masked_fill` | "zero" |' in made.text
+
+
+def test_the_relation_is_named_where_there_is_a_base():
+    assert base_model(["a/b"], "adapter") == {"base_model": "a/b", "base_model_relation": "adapter"}
+    assert base_model(["a/b", "c/d"], "merge") == {"base_model": ["a/b", "c/d"], "base_model_relation": "merge"}
+    assert base_model([], "finetune") == {}
+
+
+def test_restrictions_are_the_licences_own_words():
+    """Every item of attachment A, as a quotation that stays one in Markdown."""
+    items = [line for line in USE_RESTRICTIONS.splitlines() if line.startswith("> - ")]
+    assert len(items) == 11 and items[0].startswith("> - In any way that violates any applicable national, federal")
+    assert items[-1].endswith("indiscriminate and arbitrarily-targeted use).") and "  " not in USE_RESTRICTIONS
+    assert all(line.startswith(">") for line in USE_RESTRICTIONS.splitlines()[2:])
+
+
+def test_the_cards_table_of_depth_networks_is_what_exports_go_by():
+    rows = re.findall(
+        r"^\| `([^`]+)`[^|]* \| ([\w.-]+) \| (yes|no) \|$", CARD_TEMPLATE.read_text("utf-8"), re.MULTILINE
+    )
+    known = {name: row.licence for name, row in KNOWN_REPOSITORIES.items() if name not in (STEREOGEN, INPAINTING_BASE)}
+    assert {name: licence for name, licence, _ in rows} == known
+    assert all((commercial == "no") == (licence == "cc-by-nc-4.0") for _, licence, commercial in rows)

@@ -126,6 +126,50 @@ api.upload_folder(repo_id="me/r", folder_path=folder)
 """
 
 
+COLLECTIONS = """
+from huggingface_hub import RepoCard
+api.create_repo("me/model")
+api.create_repo("me/page", repo_type="space", space_sdk="gradio")
+made = api.create_collection("My family, 1", namespace="me", description="all of it")
+assert made.slug.startswith("me/my-family-1-") and made.items == []
+api.add_collection_item(made.slug, "me/model", "model", note="first")
+api.add_collection_item(made.slug, "me/page", "space")
+found = api.get_collection(made.slug)
+assert [(item.item_type, item.item_id, item.note) for item in found.items] == [
+    ("model", "me/model", "first"), ("space", "me/page", None)
+]
+assert status_of(HfHubHTTPError, api.add_collection_item, made.slug, "me/model", "model") == 409
+assert len(api.add_collection_item(made.slug, "me/model", "model", exists_ok=True).items) == 2
+assert status_of(HfHubHTTPError, api.add_collection_item, made.slug, "me/none", "model") == 404
+assert status_of(HfHubHTTPError, api.create_collection, "My family, 1", namespace="me") == 409
+assert api.create_collection("My family, 1", namespace="me", exists_ok=True).slug == made.slug
+assert status_of(HfHubHTTPError, api.create_collection, "Long", namespace="me", description="x" * 151) == 400
+assert status_of(HfHubHTTPError, api.get_collection, "me/none") == 404
+assert [one.title for one in api.list_collections(owner="me")] == ["My family, 1"]
+assert [one.title for one in api.list_collections(owner="you")] == []
+hidden = api.create_collection("Hidden", namespace="me", private=True)
+assert status_of(HfHubHTTPError, HfApi(token=False).get_collection, hidden.slug) == 404
+
+assert api.add_space_variable("me/page", "WEIGHTS", "me/model")["WEIGHTS"].value == "me/model"
+assert status_of(RepositoryNotFoundError, api.add_space_variable, "me/none", "WEIGHTS", "x") == 404
+
+def refused(front, kind):
+    try:
+        RepoCard(f"---\\n{front}\\n---\\ntext\\n", ignore_metadata_errors=True).validate(repo_type=kind)
+    except ValueError as error:
+        return str(error)
+    return ""
+assert refused("license: mit", "model") == ""
+assert "license_name" in refused("license: other", "model")
+assert "base_model_relation" in refused("base_model_relation: sibling", "model")
+assert refused("base_model_relation: adapter", "model") == ""
+assert "task, dataset and metrics" in refused("model-index: [{name: a, results: [{task: {type: b}}]}]", "model")
+page = "colorFrom: red\\ncolorTo: blue\\nsdk: "
+assert refused(page + "gradio", "space") == "" and "sdk" in refused(page + "none", "space")
+assert "colorTo" in refused("colorFrom: red\\ncolorTo: teal\\nsdk: static", "space")
+"""
+
+
 @pytest.fixture
 def hub(tmp_path: Path):
     with LoopbackHub(tmp_path / "hub") as server:
@@ -173,6 +217,10 @@ def test_folders_of_every_kind_come_back_as_they_were(hub, folder, tmp_path):
 
 def test_branches_tags_pull_requests_and_parents(hub, folder, tmp_path):
     hub.run_python(PREAMBLE + HISTORY, folder, home=tmp_path / "home")
+
+
+def test_collections_variables_and_front_matter(hub, folder, tmp_path):
+    hub.run_python(PREAMBLE + COLLECTIONS, folder, home=tmp_path / "home")
 
 
 def test_what_is_not_there_and_what_is_not_allowed(hub, folder, tmp_path):

@@ -4,7 +4,6 @@
 import json
 import logging
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -192,9 +191,3 @@ def test_a_card_is_rendered_from_the_template_and_misses_nothing(tmp_path):
     assert card == "---\nlicense: apache-2.0\ntags:\n- stereo\n---\n# Tiny\n\na\nb\n"
     with pytest.raises(ValueError, match=r"names of card.md, .*; missing \['title'\], unknown \['limit'\]"):
         render_card({"card_data": {}, "figures": "", "limit": ""}, template)
-
-
-def test_the_embedded_weights_card_is_rendered_from_its_values():
-    folder = Path(__file__).resolve().parent.parent / "weights" / "zerostereo-tiny"
-    values = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    assert (folder / "README.md").read_text(encoding="utf-8") == render_card(values)

@@ -30,7 +30,7 @@ folder = sys.argv[1]
 waits = []
 
 def run(*arguments, api=None):
-    options = publish.parse_arguments([*map(str, arguments)])
+    options = publish.parse_arguments([*map(str, arguments), "--push"])
     return publish.run(options, api or HfApi(), wait=waits.append)
 
 def refused(error, *arguments, **named):
@@ -132,9 +132,10 @@ def hub(tmp_path: Path):
 
 
 def test_a_dry_run_writes_the_card_and_uploads_nothing(folder: Path, capsys):
-    assert publish.main([str(folder), "me/pairs", "--dry-run"]) == 0  # the test session is offline
+    assert publish.main([str(folder), "me/pairs"]) == 0  # the test session is offline
     printed = capsys.readouterr().out
     assert "would be uploaded to me/pairs: 12 files, " in printed and "rejected" not in printed
+    assert printed.endswith("Nothing was uploaded: add --push to do it.\n")
     assert GENERATED in (folder / "README.md").read_text() and (folder / "assets" / "disparity.png").is_file()
     assert not [path for path in folder.rglob(".*") if path.is_file()], "no temporary file stays"
     assert len(list(load_dataset(str(folder), split="train", streaming=True))) == 13, "by the card's own data files"
@@ -182,7 +183,7 @@ def test_what_cannot_be_followed_is_refused(folder: Path, tmp_path: Path, capsys
 
 
 def test_without_network_it_says_so(folder: Path, capsys):
-    assert publish.main([str(folder), "me/pairs"]) == 1
+    assert publish.main([str(folder), "me/pairs", "--push"]) == 1
     assert "not published: Cannot reach " in capsys.readouterr().err
 
 

@@ -15,15 +15,33 @@ LICENCE_LINKS = {
     "openrail++": "https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL",
     "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
 }
-USE_RESTRICTIONS = (
-    "Use of these weights is restricted. Their licence, CreativeML Open RAIL++-M, allows commercial use but forbids "
-    "some purposes, among them breaking the law, harming or exploiting minors, spreading falsehoods meant to harm, "
-    "spreading personal data to harm someone, defaming or harassing people, exploiting the vulnerable, "
-    "fully automated decisions about people's rights, discrimination, medical advice, and predictions for justice, "
-    "law enforcement or asylum. Whoever passes on the weights, or weights derived from them, "
-    "has to pass on these restrictions too. The binding list is attachment A of the "
-    f"[licence]({LICENCE_LINKS['openrail++']})."
-)
+# Attachment A of the licence word for word: its paragraphs 4 and 5 demand that it is passed on with the weights.
+USE_RESTRICTIONS = f"""\
+Use of these weights is restricted. Their licence, [CreativeML Open RAIL++-M]({LICENCE_LINKS["openrail++"]}), allows \
+commercial use. Whoever passes on the weights, or weights derived from them, has to pass on its restrictions and a \
+copy of it too. Its attachment A:
+
+> You agree not to use the Model or Derivatives of the Model:
+>
+> - In any way that violates any applicable national, federal, state, local or international law or regulation;
+> - For the purpose of exploiting, harming or attempting to exploit or harm minors in any way;
+> - To generate or disseminate verifiably false information and/or content with the purpose of harming others;
+> - To generate or disseminate personal identifiable information that can be used to harm an individual;
+> - To defame, disparage or otherwise harass others;
+> - For fully automated decision making that adversely impacts an individual's legal rights or otherwise creates or \
+modifies a binding, enforceable obligation;
+> - For any use intended to or which has the effect of discriminating against or harming individuals or groups based \
+on online or offline social behavior or known or predicted personal or personality characteristics;
+> - To exploit any of the vulnerabilities of a specific group of persons based on their age, social, physical or \
+mental characteristics, in order to materially distort the behavior of a person pertaining to that group in a manner \
+that causes or is likely to cause that person or another person physical or psychological harm;
+> - For any use intended to or which has the effect of discriminating against individuals or groups based on legally \
+protected characteristics or categories;
+> - To provide medical advice and medical results interpretation;
+> - To generate or disseminate information for the purpose to be used for administration of justice, law enforcement, \
+immigration or asylum processes, such as predicting an individual will commit fraud/crime commitment (e.g. by text \
+profiling, drawing causal relationships between assertions made in documents, indiscriminate and arbitrarily-targeted \
+use)."""
 NON_COMMERCIAL = (
     "The depth network may not be used commercially: its licence is "
     f"[CC BY-NC 4.0]({LICENCE_LINKS['cc-by-nc-4.0']}), and it binds the whole folder."
@@ -48,6 +66,16 @@ def combine_licences(parts: list[Part]) -> dict[str, str]:
             "license_link": "README.md#licences",
         }
     return {"license": str((restrictive or licences)[0])}
+
+
+def base_model(names: list[str], relation: str) -> dict[str, Any]:
+    """Return the front matter on what weights come from; empty where nothing is on the Hub.
+
+    Args:
+        names: ids on the Hub.
+        relation: the Hub's word: "finetune", "adapter", or "merge" for several put together.
+    """
+    return {"base_model": names[0] if len(names) == 1 else names, "base_model_relation": relation} if names else {}
 
 
 def parts_that_forbid_pushing(parts: list[Part]) -> list[Part]:
@@ -88,7 +116,7 @@ def export_card(
             "library_name": "diffusers",
             "pipeline_tag": "image-to-image",
             "tags": TAGS,
-            **({"base_model": published} if published else {}),
+            **base_model(published, "merge" if len(published) > 1 else "finetune"),
         },
         "title": title,
         "summary": "Published weights of the ZeroStereo method, put together with a depth network as one Diffusers "

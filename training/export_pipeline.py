@@ -18,6 +18,7 @@ Parts that you trained (as weights/zerostereo-tiny was assembled, with the flags
 
 --push-to-hub uploads the folder. Other people's weights whose licence is not stated are not uploaded unless you have
 their permission; --card-only makes (and may upload) a folder without weights whose card tells the command above.
+training.publish uploads the same folder later, with figures and a picture on its card.
 CPU, seconds, beside the download.
 """
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from training.base_model import InpaintingBase
-from training.export_card import TAGS, combine_licences, configuration_table, licence_section
+from training.export_card import TAGS, base_model, combine_licences, configuration_table, licence_section
 from training.lora import save_lora
 from training.pipeline_folder import PIPELINE_SETTINGS, render_card, write_pipeline_folder
 from training.public_parts import push_folder
@@ -96,7 +96,7 @@ def write_lora(unet: Any, run: TrainingRun, base: InpaintingBase, folder: Path) 
         shutil.copyfile(source, folder / name)
     part = _part(base)
     front = {**combine_licences([part]), "library_name": "diffusers", "tags": [*TAGS, "lora"]}
-    front |= {"base_model": part.name} if part.folder is None else {}
+    front |= base_model([part.name] if part.folder is None else [], "adapter")
     card = LORA_CARD.format(
         title=config.push_to_hub or config.output.name,
         base=part.name if part.folder is None else Path(config.base).name,
@@ -120,7 +120,7 @@ def write_pipeline(unet: Any, run: TrainingRun, base: InpaintingBase, folder: Pa
             "library_name": "diffusers",
             "pipeline_tag": "image-to-image",
             "tags": TAGS,
-            **({"base_model": part.name} if part.folder is None else {}),
+            **base_model([part.name] if part.folder is None else [], "finetune"),
         },
         "title": config.push_to_hub or config.output.name,
         "summary": f"The inpainting UNet of {part.name}, fine-tuned to fill the holes of stereo views by the scripts "
@@ -134,7 +134,7 @@ def write_pipeline(unet: Any, run: TrainingRun, base: InpaintingBase, folder: Pa
         "configuration": configuration_table(base.settings),
         "training": training_lines(run, base),
         "figures": figure_lines(config.output),
-        "limits": "Not described by those who trained them.",
+        "limits": "What else these weights do well or badly is not described by those who trained them.",
         "part_licences": licence_section({"base": part}),
     }
     fresh = folder.with_name(f"{folder.name}.new")
