@@ -162,14 +162,19 @@ def weight_checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def tensor_digest(folder: Path) -> str:
-    """Return the sha256 of names, types, shapes and values of the tensors in a network's folder, sorted by name."""
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of names, types, shapes and values of tensors, sorted by name."""
     digest = hashlib.sha256()
-    tensors = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tensor_digest(folder: Path) -> str:
+    """Return `digest_tensors` of the tensors in a network's folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return digest_tensors({name: value for path in files for name, value in load_file(path).items()})
 
 
 def results_of(files: list[Path], folder: Path, repo_id: str) -> list[Result]:

@@ -10,7 +10,6 @@ Knows which classes there are and how they are run; nothing of data sets, files 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from training.eval_results import digest_tensors
 from training.stereo_networks.convert_official_checkpoint import NETWORKS, convert_official_checkpoint
 from training.stereo_networks.recurrent_stereo import DEFAULT_ITERATIONS, RecurrentStereo
 
@@ -64,15 +64,11 @@ def load_stereo_network(source: str, revision: str | None = None) -> RecurrentSt
 
 def describe_network(network: RecurrentStereo, name: str) -> dict[str, Any]:
     """Say which network it is: name, class, number of parameters, SHA-256 of names and values of its weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return {
         "name": name,
         "class": type(network).__name__,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": digest_tensors(network.state_dict()),
     }
 
 
