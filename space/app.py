@@ -44,15 +44,43 @@ TITLE = "ZeroStereo"
 INTRODUCTION = f"""# {TITLE}
 One photograph in, a stereo pair out. A network estimates the depth, every pixel moves to its place in the other eye's
 view, and what no eye has seen is invented. Photographs are kept no longer than the visit."""
+# Gradio describes neither the pictures of its slider and examples nor lets the keyboard move the slider.
+SCRIPT = """() => {
+  const describe = () => {
+    document.querySelectorAll('#compare img').forEach((image, index) => {
+      image.alt = index % 2 ? 'Right eye view' : 'Left eye view';
+    });
+    document.querySelectorAll('#examples img').forEach((image) => {
+      image.alt = 'Example photograph: ' + image.src.split('/').pop().split('.')[0];
+    });
+    const handle = document.querySelector('#compare [data-testid=slider]');
+    if (!handle || handle.tabIndex === 0) return;
+    Object.assign(handle, {tabIndex: 0, role: 'slider'});
+    handle.setAttribute('aria-label', 'Border between left and right eye view');
+    handle.addEventListener('keydown', (event) => {
+      const step = {ArrowLeft: -20, ArrowRight: 20}[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const box = handle.getBoundingClientRect();
+      const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true, view: window};
+      handle.dispatchEvent(new MouseEvent('mousedown', at));
+      const moved = {...at, clientX: at.clientX + step};
+      window.dispatchEvent(new MouseEvent('mousemove', moved));
+      window.dispatchEvent(new MouseEvent('mouseup', moved));
+    });
+  };
+  new MutationObserver(describe).observe(document.body, {childList: true, subtree: true});
+  describe();
+}"""
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 #intro h1 { font-weight: 600; margin-bottom: 0.2em; }
 #intro p { max-width: 60em; color: var(--body-text-color-subdued); }
 #status { min-height: 2.6em; }
+#tabs .tab-container button { padding: 8px 9px; font-size: 0.92em; }
 *:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
-  .tab-container button { padding: 8px 10px; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """
@@ -103,8 +131,8 @@ class Page:
             with gr.Column(scale=3, min_width=320):
                 self.status = gr.Markdown(WELCOME, elem_id="status")
                 self.convergence = gr.Slider(
-                    -200,
-                    400,
+                    0,
+                    300,
                     0,
                     step=1,
                     label="Convergence (px)",
@@ -129,7 +157,9 @@ class Page:
         )
         # Gradio would open the file before our limits are checked, and word its own message where it is damaged.
         self.photo.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
-        self.examples = gr.Examples([[str(path)] for path in EXAMPLES], [self.photo], label="Examples")
+        self.examples = gr.Examples(
+            [[str(path)] for path in EXAMPLES], [self.photo], label="Examples", elem_id="examples"
+        )
         self.strength_percent = gr.Slider(
             0.5,
             20,
@@ -174,9 +204,13 @@ class Page:
             )
 
     def _build_stereo_tabs(self) -> None:
-        with gr.Tab("Before / after", id="compare"):
+        with gr.Tab("Compare", id="compare"):
             self.compare = gr.ImageSlider(
-                type="filepath", format="png", label="Left eye | right eye", interactive=False, elem_id="compare"
+                type="filepath",
+                format="png",
+                label="Left eye | right eye: drag the handle",
+                interactive=False,
+                elem_id="compare",
             )
         with gr.Tab("Wiggle", id="wiggle"):
             self.wiggle = _picture("Wiggle", "Both views in turn, which shows depth without glasses", "gif")
@@ -209,11 +243,10 @@ class Page:
             gr.Markdown("Pink was invented, everything else is a photographed pixel.")
 
     def _build_last_tabs(self) -> None:
-        with gr.Tab("Point cloud", id="cloud"):
+        with gr.Tab("Points", id="cloud"):
             self.cloud = gr.Model3D(
                 label="Point cloud",
                 display_mode="point_cloud",
-                camera_position=(90, 90, None),
                 height=420,
                 interactive=False,
                 elem_id="cloud",
@@ -222,7 +255,7 @@ class Page:
             self.fov_deg = gr.Slider(
                 20, 120, DEFAULT_FOV_DEG, step=1, label="Horizontal field of view of the photograph (degrees)"
             )
-        with gr.Tab("Downloads", id="downloads") as self.downloads_tab:
+        with gr.Tab("Files", id="downloads") as self.downloads_tab:
             self.write = gr.Button("Make all files for these settings", elem_id="write")
             self.files = gr.File(
                 label="Files",
@@ -402,7 +435,8 @@ def launch_arguments() -> dict[str, Any]:
             font_mono=["ui-monospace", "monospace"],
         ),
         "max_file_size": MAX_FILE_BYTES,
-        "footer_links": ["api"],
+        "footer_links": ["api", "settings"],
+        "js": SCRIPT,
         "run_history": False,
         "enable_monitoring": False,
         "state_session_capacity": REMEMBERED_PAGES,

@@ -339,7 +339,7 @@ class Handlers:
         if not has_depth(result.pair):
             return None
         cloud = make_cloud(result.pair, self.processor, fov_deg, SHOWN_POINT_LIMIT)
-        return publish(result, "cloud", {"points.glb": self.processor.export_point_cloud_to_glb(cloud)})[0]
+        return publish(result, "cloud", {"points.ply": self.processor.export_point_cloud_to_ply(cloud)})[0]
 
     def _parameters(self, result: Result, pictures: PictureSettings) -> dict[str, Any]:
         return {
@@ -379,7 +379,7 @@ class Handlers:
         return self._side_by_side(self._result(request), layout, size, picture_settings(convergence))
 
     def point_cloud(self, fov_deg: float, request: gr.Request) -> str | None:
-        """Make a point cloud (GLB) of your last pair; no network runs.
+        """Make a point cloud (PLY) of your last pair; no network runs.
 
         Args:
             fov_deg: Horizontal field of view of the photograph in degrees; a smaller one makes the scene deeper.
