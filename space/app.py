@@ -77,6 +77,8 @@ CSS = """
 #intro h1 { font-weight: 600; margin-bottom: 0.2em; }
 #intro p { max-width: 60em; color: var(--body-text-color-subdued); }
 #status { min-height: 2.6em; }
+#parameters { max-width: 100%; overflow-x: auto; }
+#parameters * { overflow-wrap: anywhere; min-width: 0; }
 #tabs .tab-container button { padding: 8px 9px; font-size: 0.92em; }
 *:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (max-width: 640px) {

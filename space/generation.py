@@ -38,6 +38,7 @@ SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # where it is not th
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 TARGET_VIEWS, FILLS = ("right", "left", "both"), ("whole", "tiled")
 REPORTED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+FETCH_S, MAX_REPLACED = 120.0, 20  # how long files of replaced results stay, and of how many results
 DEPTH_FILE = "inverse_depth.tiff"
 
 
@@ -548,6 +549,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._results: OrderedDict[str, tuple[float, Result]] = OrderedDict()
         self._running: dict[str, Path] = {}
+        self._replaced: list[tuple[float, Path]] = []  # (when, folder), oldest first
 
     def __len__(self) -> int:
         """Return how many results are remembered."""
@@ -580,12 +582,13 @@ class Sessions:
         return cancel_file is not None
 
     def put(self, user: str, result: Result) -> None:
-        """Remember a result in place of the user's older one, whose folder goes unless the new one shares it."""
+        """Remember a result in place of the user's older one, whose files stay a moment for who still fetches them."""
+        self.sweep()
         with self._lock:
             older = self._results.pop(user, None)
             self._results[user] = (self._clock(), result)
             if older is not None and older[1].folder != result.folder:
-                shutil.rmtree(older[1].folder, ignore_errors=True)
+                self._replaced.append((self._clock(), older[1].folder))
             held = sum(one.memory_bytes() for _, one in self._results.values())
             while held > self.max_bytes and len(self._results) > 1:
                 _, (_, dropped) = self._results.popitem(last=False)
@@ -611,8 +614,11 @@ class Sessions:
                 shutil.rmtree(found[1].folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Forget results that nobody used for long."""
+        """Forget results that nobody used for long, and the files of replaced ones."""
         with self._lock:
+            fetched = self._clock() - FETCH_S
+            while self._replaced and (self._replaced[0][0] < fetched or len(self._replaced) > MAX_REPLACED):
+                shutil.rmtree(self._replaced.pop(0)[1], ignore_errors=True)
             oldest = self._clock() - self.max_age_s
             for user in [user for user, (used, _) in self._results.items() if used < oldest]:
                 shutil.rmtree(self._results.pop(user)[1].folder, ignore_errors=True)
