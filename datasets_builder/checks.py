@@ -9,6 +9,9 @@ and the comparisons between them have no rounding. Colours are equal to the last
 others the linear interpolation may round the other way, by one of 255 levels (WARP_TOLERANCE). The largest disparity
 is at most disparity_scale * width, to half a step of the code; it may be less, because sharpening removes the top of
 a narrow peak. So what is checked exactly is the scale itself: it is the first draw of the row's seed.
+
+Pairs that were imported from the MfS35K layout were made elsewhere, by another warp and no seed of ours: of them
+files, counts, forms and ranges are checked, and that what nobody knows is marked as unknown.
 """
 
 from __future__ import annotations
@@ -32,10 +35,11 @@ from datasets import Features, Image
 from tqdm.auto import tqdm
 
 from datasets_builder.manifest import MANIFEST, REJECTED, read_manifest
+from datasets_builder.mfs35k_rows import MfsSource
 from datasets_builder.photo_files import open_photo, strip_metadata
 from datasets_builder.plan import ID_DIGITS, UNREADABLE, BuildOptions, pair_seed, photo_id, sentence
 from datasets_builder.reading import choose_rows, read_plain_rows, read_whole_rows
-from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
+from datasets_builder.schema import FEATURES, LABEL_FEATURES, UNKNOWN_SEED, decode_pair
 from datasets_builder.shards import file_digest, read_record
 from pipeline_zerostereo import (
     ADS_CENTER,
@@ -52,6 +56,7 @@ WARP_TOLERANCE = 1  # levels of 255, see above
 MAPS = ("disparity", "confidence")
 MASKS = {"right_hole_mask": "hole_mask", "left_visible_mask": "visible_mask"}  # column -> kind of fault
 SHARD_CLAIMS = {"file": str, "rows": int, "bytes": int, "sha256": str}
+AGREEMENTS = ("flip_agreement", "flip_agreement_min", "flip_agreement_max")
 WARPED_BY = ("width", "height", "disparity_scale", "disparity_png_scale")  # numbers without which no pair is warped
 ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 
@@ -82,6 +87,7 @@ class Claims(NamedTuple):
         pairs: how many rows there are.
         rejected: how many photographs of each kind of rejection.
         plan_digest: of all shards' plans.
+        imported: whether the pairs were made elsewhere.
     """
 
     options: BuildOptions
@@ -90,6 +96,7 @@ class Claims(NamedTuple):
     pairs: int
     rejected: dict[str, int]
     plan_digest: str
+    imported: bool
 
 
 def check_build(folder: Path, sample: int | None = SAMPLED_ROWS, seed: int = 0, progress: bool = False) -> list[Fault]:
@@ -122,7 +129,7 @@ def check_build(folder: Path, sample: int | None = SAMPLED_ROWS, seed: int = 0, 
     for entry in tqdm(claims.shards, desc="checking shards", unit="shard", disable=not progress):
         name = entry["file"]
         if name in rows_of:
-            faults += _shard_faults(folder, entry, rows_of[name], claims.options, chosen[name], ids)
+            faults += _shard_faults(folder, entry, rows_of[name], claims, chosen[name], ids)
     return faults + list(_duplicate_faults(ids))
 
 
@@ -146,6 +153,7 @@ def read_claims(manifest: Mapping[str, Any]) -> Claims:
             pairs=int(counts["pairs"]),
             rejected={str(kind): int(number) for kind, number in dict(counts["rejected"]).items()},
             plan_digest=str(manifest["plan_digest"]),
+            imported=manifest["source"]["kind"] == MfsSource.kind,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -233,7 +241,7 @@ def _shard_faults(
     folder: Path,
     entry: Mapping[str, Any],
     rows: int,
-    options: BuildOptions,
+    claims: Claims,
     chosen: list[int],
     ids: dict[str, np.ndarray],
 ) -> Iterator[Fault]:
@@ -243,6 +251,7 @@ def _shard_faults(
         yield Fault("hash", name, f"its bytes are not those of the manifest ({entry['bytes']}, {entry['sha256']})")
     if rows != entry["rows"]:
         yield Fault("rows", name, f"{rows} rows; the manifest says {entry['rows']}")
+    options = claims.options
     expected = LABEL_FEATURES if options.labels_only else FEATURES
     wrong = _column_fault(path, expected)
     if wrong:
@@ -252,10 +261,11 @@ def _shard_faults(
         found = []
         for row in read_plain_rows(path):
             found += [int(row["id"], 16)] if ID.fullmatch(row["id"] or "") else []
-            yield from (Fault(kind, name, detail) for kind, detail in scalar_faults(row, options))
+            yield from (Fault(kind, name, detail) for kind, detail in scalar_faults(row, options, claims.imported))
         ids[name] = np.array(found, np.uint64)
         for row in read_whole_rows(path, chosen):
-            yield from (Fault(kind, name, detail) for kind, detail in pair_faults(row, options))
+            found_in_row = pair_faults(row, options, imported=claims.imported)
+            yield from (Fault(kind, name, detail) for kind, detail in found_in_row)
     except (pyarrow.ArrowException, OSError) as error:
         yield Fault("unreadable_shard", name, str(error))
 
@@ -277,37 +287,51 @@ def _column_fault(path: Path, expected: Features) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def scalar_faults(row: Mapping[str, Any], options: BuildOptions) -> Iterator[tuple[str, str]]:
+def scalar_faults(row: Mapping[str, Any], options: BuildOptions, imported: bool = False) -> Iterator[tuple[str, str]]:
     """Check the columns of a row that are no pictures; gives kind and detail of each fault.
 
     Args:
         row: the columns that are no pictures.
         options: of the build.
+        imported: whether the pairs were made elsewhere.
     """
     where = f"row {row['id']}: "
-    bad = [name for name, value in row.items() if not _is_finite(value)]
+    unknown = AGREEMENTS if imported else ()
+    bad = [name for name, value in row.items() if name not in unknown and not _is_finite(value)]
     if bad:
         yield "scalar", where + ", ".join(f"{name} is {row[name]}" for name in bad)
         return
     if not ID.fullmatch(row["id"]):
         yield "id", f"{where}an id has {ID_DIGITS} hexadecimal digits"
-    if row["seed"] != pair_seed(options.seed, row["id"]):
-        yield "seed", f"{where}seed {row['seed']} does not follow from base seed {options.seed} and the id"
-    elif row["disparity_scale"] != _drawn_scale(row["seed"]):
-        yield "disparity_scale", f"{where}{row['disparity_scale']:g}; its seed draws {_drawn_scale(row['seed']):g}"
     if math.frexp(row["disparity_png_scale"])[0] != 0.5 or not 0 < row["disparity_png_scale"] <= PNG16_SCALE:
         rule = f"a power of two above 0 and at most {PNG16_SCALE:g}"
         yield "png_scale", f"{where}disparity_png_scale {row['disparity_png_scale']:g} is not {rule}"
-    least, mean, most = (row[f"flip_agreement{suffix}"] for suffix in ("_min", "", "_max"))
-    if not (0 <= least <= most <= 1 and least - 1e-5 <= mean <= most + 1e-5):  # a mean of float32 may round outside
-        yield "scalar", f"{where}flip agreement {mean:g} in {least:g} to {most:g} is not in order within [0, 1]"
     if min(row["width"], row["height"]) < options.min_side:
         yield "scalar", f"{where}{row['width']} x {row['height']} px; the shorter side must be {options.min_side}"
     for name in ("weights_id", "pipeline_revision"):
         if row[name] != getattr(options, name):
             yield "scalar", f"{where}{name} {row[name]}; the manifest says {getattr(options, name)}"
+    yield from ((kind, where + detail) for kind, detail in _origin_faults(row, options, imported))
+
+
+def _origin_faults(row: Mapping[str, Any], options: BuildOptions, imported: bool) -> Iterator[tuple[str, str]]:
+    """Check the columns that follow from seed and networks, or that an imported row marks them as unknown."""
+    if imported:
+        known = [name for name in AGREEMENTS if row[name] is None or _is_finite(row[name])]
+        if known or row["seed"] != UNKNOWN_SEED:
+            yield "scalar", f"of an imported pair seed and agreement are unknown; got {row['seed']} and {known}"
+        if not 0 <= row["disparity_scale"] <= 1:
+            yield "disparity_scale", f"{row['disparity_scale']:g} is no share of the width"
+        return
+    if row["seed"] != pair_seed(options.seed, row["id"]):
+        yield "seed", f"seed {row['seed']} does not follow from base seed {options.seed} and the id"
+    elif row["disparity_scale"] != _drawn_scale(row["seed"]):
+        yield "disparity_scale", f"{row['disparity_scale']:g}; its seed draws {_drawn_scale(row['seed']):g}"
+    least, mean, most = (row[f"flip_agreement{suffix}"] for suffix in ("_min", "", "_max"))
+    if not (0 <= least <= most <= 1 and least - 1e-5 <= mean <= most + 1e-5):  # a mean of float32 may round outside
+        yield "scalar", f"flip agreement {mean:g} in {least:g} to {most:g} is not in order within [0, 1]"
     if options.min_flip_agreement is not None and mean < options.min_flip_agreement:
-        yield "gate", f"{where}flip agreement {mean:g}; the manifest asks for {options.min_flip_agreement:g}"
+        yield "gate", f"flip agreement {mean:g}; the manifest asks for {options.min_flip_agreement:g}"
 
 
 def _is_finite(value: Any) -> bool:
@@ -319,7 +343,7 @@ def _drawn_scale(seed: int) -> float:
 
 
 def pair_faults(
-    row: Mapping[str, Any], options: BuildOptions, tolerance: int = WARP_TOLERANCE
+    row: Mapping[str, Any], options: BuildOptions, tolerance: int = WARP_TOLERANCE, imported: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Decode the pictures of a row, warp the pair again, and give kind and detail of each fault.
 
@@ -327,6 +351,7 @@ def pair_faults(
         row: pictures as {"bytes": file}, without decoding.
         options: of the build.
         tolerance: levels of 255 by which the right image may differ from the warp.
+        imported: whether the pair was made elsewhere: it is not warped.
 
     Degenerate cases: a row whose pictures cannot be decoded, or have other forms than they must, or whose numbers
     are missing, is not warped.
@@ -348,7 +373,8 @@ def pair_faults(
         yield from _file_of_photo_faults(row, options)
     if sound:
         pair = decode_pair({**row, **opened})
-        yield from ((kind, where + detail) for kind, detail in _map_faults(pair, options))
+        yield from ((kind, where + detail) for kind, detail in _map_faults(pair, options, imported))
+    if sound and not imported:
         yield from ((kind, where + detail) for kind, detail in _warp_faults(pair, tolerance))
 
 
@@ -391,13 +417,13 @@ def _file_of_photo_faults(row: Mapping[str, Any], options: BuildOptions) -> Iter
         yield "metadata", f"{where}left_image has metadata beside orientation and colour profile"
 
 
-def _map_faults(pair: Mapping[str, Any], options: BuildOptions) -> Iterator[tuple[str, str]]:
+def _map_faults(pair: Mapping[str, Any], options: BuildOptions, imported: bool) -> Iterator[tuple[str, str]]:
     """Check the values of the maps of a decoded row."""
     unknown = int((~pair["valid_disparity_mask"]).sum())
-    if unknown:
+    if unknown and not imported:
         yield "disparity", f"{unknown} px are marked as unknown; a build leaves none"
     width, most = pair["width"], float(pair["disparity"].max())
-    bound = min(pair["disparity_scale"], LARGEST_SCALE) * width
+    bound = min(pair["disparity_scale"], 1.0 if imported else LARGEST_SCALE) * width
     step = 0.5 / pair["disparity_png_scale"] + 1e-6 * width  # of the code, and of float32
     if most > bound + step:
         yield "disparity", f"up to {most:g} px; {bound:g} px is the most by its scale and width"

@@ -24,6 +24,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from datasets_builder.drawing import contact_sheet, histogram
+from datasets_builder.mfs35k_rows import MfsSource
 from datasets_builder.reading import read_plain_rows, sample_rows
 from datasets_builder.schema import CONFIDENCE_SCALE, FEATURES, LABEL_FEATURES, decode_pair
 
@@ -283,6 +284,11 @@ def _encoded(picture: PIL.Image.Image, format: str, **options: Any) -> bytes:
 
 def _opening(manifest: Mapping[str, Any]) -> str:
     pairs = manifest["counts"]["pairs"]
+    if manifest["source"]["kind"] == MfsSource.kind:
+        return (
+            f"{pairs} stereo pairs for stereo matching, taken over from a folder in the layout of MfS35K. They were "
+            "made elsewhere: `seed` is -1 and the flip agreement NaN, because the layout does not hold them."
+        )
     if manifest["options"]["labels_only"]:
         return (
             f"Disparity, confidence and masks of {pairs} photographs for stereo matching. **The photographs are not "
@@ -378,6 +384,11 @@ def _cell(text: str) -> str:
 
 def _making(manifest: Mapping[str, Any]) -> str:
     options = {name: value for name, value in manifest["options"].items() if value is not None}
+    if manifest["source"]["kind"] == MfsSource.kind:
+        return (
+            "## How it was made\n\nTaken over by `python -m datasets_builder.import_mfs35k`, which makes no pair. "
+            "`manifest.json` has a hash of every file."
+        )
     lines = [
         "## How it was made",
         "",

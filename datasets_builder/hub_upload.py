@@ -38,6 +38,10 @@ class ConflictError(Exception):
     """Somebody else changed the same files meanwhile."""
 
 
+class ReadBackError(Exception):
+    """What the Hub gives is not what was uploaded."""
+
+
 class LocalFile(NamedTuple):
     """A file to publish, by the names that the Hub may give to its content: of an LFS file, or of a regular one."""
 
@@ -236,17 +240,17 @@ def read_back(folder: Path, repo_id: str, revision: str, rows: int, token: Any =
         How many rows were compared.
 
     Raises:
-        ValueError: a row differs or is missing; names it.
+        ReadBackError: a row differs or is missing; names it.
     """
     manifest = read_manifest(folder)
     local = list(islice(_local_rows(folder, manifest), rows))
     streamed = repeat(lambda: list(islice(_streamed_rows(repo_id, revision, token), rows)), wait)
     if len(streamed) != len(local):
-        raise ValueError(f"`REPO` must give {len(local)} rows; {repo_id} gave {len(streamed)} by streaming.")
+        raise ReadBackError(f"{repo_id} must give {len(local)} rows by streaming; got {len(streamed)}.")
     for found, expected in zip(streamed, local, strict=True):
         differ = [name for name in {**expected, **found} if _content(found, name) != _content(expected, name)]
         if differ:
-            raise ValueError(f"`REPO` must give what was uploaded; row {expected['id']} differs in {differ}.")
+            raise ReadBackError(f"{repo_id} must give what was uploaded; row {expected['id']} differs in {differ}.")
     return len(local)
 
 

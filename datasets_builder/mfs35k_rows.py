@@ -37,6 +37,7 @@ from datasets_builder.photo_files import strip_metadata
 from datasets_builder.plan import BuildOptions, Plan, PlannedPhoto, Rejection, make_plan, photo_id, plan_folder
 from datasets_builder.schema import (
     FEATURES,
+    UNKNOWN_SEED,
     decode_pair,
     encode_confidence,
     encode_disparity,
@@ -49,7 +50,6 @@ from datasets_builder.sources import FolderSource, Photo, UnreadableSourceError
 
 LAYOUT_FOLDER = "mfs35k"
 FILE_LIST = "list.txt"
-UNKNOWN_SEED = -1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

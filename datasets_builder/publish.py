@@ -17,12 +17,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from datasets_builder.checks import SAMPLED_ROWS, check_build
 from datasets_builder.dataset_card import CARD, GENERATED, Summary, make_card, summarise
-from datasets_builder.hub_upload import ConflictError, local_files, open_repository, read_back, status_of, upload
+from datasets_builder.hub_upload import (
+    ConflictError,
+    ReadBackError,
+    local_files,
+    open_repository,
+    read_back,
+    status_of,
+    upload,
+)
 from datasets_builder.manifest import read_manifest
 from datasets_builder.plan import write_atomically
 
@@ -61,15 +70,27 @@ def check_licences(summary: Summary, licence_for_all: str) -> None:
         )
 
 
+def stated_licence(card: Path) -> Any:
+    """Return the licence that a card states, or None.
+
+    Raises:
+        ValueError: its front matter is no YAML.
+    """
+    try:
+        return DatasetCard.load(card).data.get("license")
+    except yaml.YAMLError as error:
+        raise ValueError(f"`{CARD}` must begin with YAML between two lines of ---; got {card}: {error}.") from error
+
+
 def write_card(folder: Path, contents: dict[str, bytes]) -> bool:
     """Write card and pictures into the folder of the build; tells whether the card is a generated one.
 
     Raises:
-        ValueError: a card of somebody's own has no licence.
+        ValueError: a card of somebody's own has no licence, or no front matter that can be read.
     """
     card = folder / CARD
     own = card.is_file() and GENERATED not in card.read_text(encoding="utf-8")
-    if own and not DatasetCard.load(card).data.get("license"):
+    if own and not stated_licence(card):
         raise ValueError(f"`{CARD}` must state a license in its front matter; got none in {card}, your own text.")
     for name, content in contents.items():
         if not (own and name == CARD):
@@ -132,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options, HfApi())
     except Exception as error:
-        if isinstance(error, (ConflictError, ConnectionError)) or status_of(error) is not None:
+        if isinstance(error, (ConflictError, ReadBackError, ConnectionError)) or status_of(error) is not None:
             print(f"not published: {str(error).strip() or type(error).__name__}", file=sys.stderr)
             return 1
         if isinstance(error, (FileNotFoundError, ValueError)):

@@ -11,9 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from datasets_builder import checks, verify
+from datasets_builder import checks, publish, verify
 from datasets_builder.checks import Fault, check_build, pair_faults
 from datasets_builder.manifest import read_manifest
+from datasets_builder.mfs35k import write_file_list, write_pair
+from datasets_builder.mfs35k_rows import import_layout
 from datasets_builder.plan import BuildOptions
 from datasets_builder.reading import read_whole_rows
 from datasets_builder.schema import FEATURES, encode_mask
@@ -29,6 +31,7 @@ from tests.small_builds import (
     rows_of,
     shard_path,
 )
+from tests.test_mfs35k_rows import make_sample
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,22 @@ def test_builds_with_metadata_and_labels_only_are_checked(tmp_path: Path):
     row = rows_of(shard_path(labels))[0]
     change_row(labels, right_hole_mask=row["left_visible_mask"], left_visible_mask=row["right_hole_mask"])
     assert kinds(labels, sample=None) == {"hole_mask", "visible_mask"}
+
+
+def test_imported_pairs_are_checked_as_far_as_they_are_known(clean: Path, tmp_path: Path):
+    """Pairs of another warp: disparities that are unknown in places, a right image that is no warp of ours."""
+    root = tmp_path / "MfS35K"
+    samples = [make_sample(f"scenes/left/{number}.png", 64 + number, 96, 10 * number) for number in range(2)]
+    write_file_list(root / "list.txt", [write_pair(root, sample) for sample in samples])
+    import_layout(root, root / "list.txt", tmp_path / "pairs", license="CC0")
+    folder = tmp_path / "pairs"
+    assert check_build(folder, None) == []
+    assert publish.main([str(folder), "me/pairs", "--dry-run"]) == 0
+    assert "They were made elsewhere" in (folder / "README.md").read_text()
+    change_row(folder, seed=3, disparity_scale=2.0)
+    assert [fault.kind for fault in check_build(folder, None)] == ["scalar", "disparity_scale"]
+    change_row(folder, seed=-1, disparity_scale=0.001)
+    assert only(folder, "disparity").detail.endswith("is the most by its scale and width")
 
 
 # --- faults of files and counts ---
@@ -273,7 +292,8 @@ def test_wrong_weights_and_agreement_and_size(folder: Path):
     change_row(folder, weights_id="other", flip_agreement_max=0.1, width=7)
     details = [fault.detail for fault in check_build(folder, 0) if fault.kind == "scalar"]
     assert len(details) == 3
-    assert "is not in order" in details[0] and "shorter side must be 64" in details[1] and "other" in details[2]
+    for part in ("is not in order", "shorter side must be 64", "weights_id other; the manifest says"):
+        assert sum(part in detail for detail in details) == 1, part
 
 
 def test_pairs_below_the_quality_gate(folder: Path):

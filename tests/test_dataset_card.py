@@ -3,6 +3,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -30,6 +31,7 @@ from datasets_builder.reading import read_whole_rows
 from datasets_builder.schema import FEATURES, LABEL_FEATURES, decode_pair
 from tests.odd_photos import plain_photos, write_photos
 from tests.small_builds import build, shard_path
+from tests.test_repository import code_blocks
 
 LIST = """path,source,license,attribution
 000.jpg,https://photos.example/1,CC0,Ann
@@ -124,6 +126,11 @@ def test_cards_of_other_builds_say_so(folder: Path, summary: Summary, tmp_path: 
     text = make_card(labels, manifest, summarise(labels, manifest), "me/x")["README.md"].decode()
     assert "license: cc-by-nc-nd-4.0" in text and "attach_photos" in text
     assert "**The photographs are not here**" in text and "| `left_image` |" not in text
+    found: dict[str, Any] = {}
+    for block in code_blocks(text.replace("me/x", str(labels)), "python"):
+        exec(block, found)  # a folder stands for the repository
+    (pair,) = found["pairs"]
+    assert np.array_equal(found["disparity"], pair["disparity"][0]) and "left_image" not in pair
     data = card_data(labels, manifest, summarise(labels, manifest), "me/x", "")
     assert Features._from_yaml_list(data["dataset_info"]["features"]) == LABEL_FEATURES
 

@@ -8,20 +8,26 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler
 
 from pipeline_zerostereo import cover_holes, encode_latents, forward_warp
+from tests.golden_files import load_golden
+from tests.tiny_components import make_kl_autoencoder, read_golden_config
+from tests.tiny_components import make_unet as make_recorded_unet
 from tests.training_helpers import make_scenes
+from training.inpainting_from_scratch import make_scheduler, make_unet
 from training.inpainting_loss import (
     HOLE_WEIGHT,
     KNOWN_WEIGHT,
     InpaintingBatch,
     WarpedPair,
+    as_predicted,
+    denoising_loss,
     draw_timesteps,
     encode_pair,
     inpainting_loss,
     prediction_target,
+    snr_weights,
     warp_pair,
 )
 from training.run import step_generator
-from training.train_inpainting import make_scheduler, make_unet
 
 PROMPT = torch.zeros(1, 1, 32)
 
@@ -92,6 +98,41 @@ def test_views_of_different_size_are_refused():
         warp_pair(scenes.left_image, scenes.left_disparity, scenes.right_image[..., :47], "zero")
 
 
+# --- true maps treated like predicted ones ---
+
+
+def test_a_blurred_and_sharpened_step_stays_a_step_near_its_place():
+    disparity = torch.full((2, 1, 20, 40), 1.0)
+    disparity[..., 20:] = 31.0
+    treated = as_predicted(disparity, generator=step_generator(0, 0, 0))
+    assert treated.shape == disparity.shape
+    torch.testing.assert_close(treated[..., :10], disparity[..., :10])
+    torch.testing.assert_close(treated[..., 30:], disparity[..., 30:])
+    assert treated.diff(dim=-1).abs().amax() > 15  # sharpening left a hard step, wherever it is now
+    assert not torch.equal(treated[0], treated[1])  # another deviation for each map
+
+
+def test_the_blur_is_that_of_scipy(monkeypatch, require):
+    filters = require("scipy.ndimage")
+    monkeypatch.setattr("training.inpainting_loss.PREDICTED_BLUR", (1.75, 1.75))
+    monkeypatch.setattr("training.inpainting_loss.sharpen_disparity", lambda disparity: disparity)
+    disparity = make_scenes().left_disparity
+    blurred = as_predicted(disparity, generator=step_generator(0, 0, 0))
+    for found, given in zip(blurred, disparity, strict=True):
+        expected = filters.gaussian_filter(given[0].numpy(), 1.75, mode="nearest", radius=8)
+        torch.testing.assert_close(found[0], torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_flat_disparity_is_left_as_it_is():
+    disparity = torch.full((1, 1, 9, 14), 2.5)
+    torch.testing.assert_close(as_predicted(disparity, generator=step_generator(0, 0, 0)), disparity)
+
+
+def test_a_negative_disparity_is_not_repaired():
+    with pytest.raises(ValueError, match="`disparity` must not be negative"):
+        as_predicted(torch.full((1, 1, 9, 14), -2.5), generator=step_generator(0, 0, 0))
+
+
 # --- encoding ---
 
 
@@ -154,7 +195,54 @@ def test_unknown_prediction_type_is_refused():
         prediction_target(scheduler, torch.zeros(1), torch.zeros(1), torch.zeros(1))
 
 
+# --- weights by signal-to-noise ratio ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("epsilon", [5 / 99, 1.0, 1.0]), ("v_prediction", [5 / 100, 0.25, 0.0]), ("sample", [5.0, 1 / 3, 0.0])],
+)
+def test_weights_bound_the_signal_to_noise_ratio(kind, expected):
+    config = SimpleNamespace(prediction_type=kind)
+    scheduler = SimpleNamespace(config=config, alphas_cumprod=torch.tensor([0.99, 0.25, 0.0]))  # ratio 99, 1/3, 0
+    weights = snr_weights(scheduler, torch.tensor([0, 1, 2]), 5.0)
+    assert weights.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_weighted_loss_of_one_timestep_is_its_weight_times_the_loss():
+    batch, scheduler, noise = make_batch(), make_scheduler("epsilon"), torch.zeros(3, 2, 16, 24)
+    for timestep in (3, 700):
+        timesteps = torch.full((3,), timestep)
+        plain = denoising_loss(ConstantUnet(0.5), scheduler, batch, noise, timesteps)
+        weighted = denoising_loss(ConstantUnet(0.5), scheduler, batch, noise, timesteps, snr_gamma=5.0)
+        weight = snr_weights(scheduler, timesteps, 5.0)[0]
+        torch.testing.assert_close(weighted, weight * plain)
+        assert (weight < 1) == (timestep == 3)
+
+
 # --- the loss ---
+
+
+def test_training_step_is_the_recorded_one_of_the_official_code():
+    golden = {name: torch.from_numpy(value) for name, value in load_golden("stereogen_tiny").items()}
+    vae, unet = make_kl_autoencoder(), make_recorded_unet()
+    scheduler = DDPMScheduler(**read_golden_config("stereogen_tiny")["ddpm_config"])
+    truth = golden["train_image_u8"].permute(0, 3, 1, 2) / 127.5 - 1
+    warped = golden["train_warped"].float().permute(0, 3, 1, 2) / 127.5 - 1
+    hole = golden["train_mask"]
+    pair = WarpedPair(truth, warped.masked_fill(hole, 0.0), hole)
+    batch = encode_pair(vae, pair, "nearest", golden["empty_text_embed"])
+    close = {"rtol": 0.0, "atol": 1e-4}
+    torch.testing.assert_close(batch.target_latents, golden["train_image_latent"], **close)
+    torch.testing.assert_close(batch.masked_image_latents, golden["train_masked_latent"], **close)
+    assert torch.equal(batch.latent_mask, golden["train_mask_latent"].float())
+    loss = denoising_loss(
+        unet, scheduler, batch, golden["train_noise"], golden["train_timestep"], known_weight=1.0, hole_weight=0.0
+    )
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in unet.parameters()]).norm()
+    assert loss.item() == pytest.approx(1.317655, rel=1e-5) == float(golden["train_loss"])
+    assert norm.item() == pytest.approx(3.911588, rel=1e-4) == float(golden["train_grad_norm"])
 
 
 def test_unet_sees_noisy_latents_mask_and_masked_latents_in_this_order():

@@ -2,20 +2,22 @@
 """Publishing on a loopback Hub: every client is a process of its own. What needs no network runs here, offline."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_dataset
 
 from datasets_builder import publish
 from datasets_builder.dataset_card import GENERATED
+from datasets_builder.hub_upload import ReadBackError, read_back
 from datasets_builder.manifest import read_manifest
 from datasets_builder.reading import read_whole_rows
 from datasets_builder.schema import decode_pair
 from tests.loopback_hub import LoopbackHub
 from tests.odd_photos import plain_photos, write_photos
 from tests.small_builds import build, change_row, copy_build, shard_path
+from tests.test_repository import code_blocks
 
 ROOT = Path(publish.__file__).resolve().parent.parent
 
@@ -135,6 +137,7 @@ def test_a_dry_run_writes_the_card_and_uploads_nothing(folder: Path, capsys):
     assert "would be uploaded to me/pairs: 12 files, " in printed and "rejected" not in printed
     assert GENERATED in (folder / "README.md").read_text() and (folder / "assets" / "disparity.png").is_file()
     assert not [path for path in folder.rglob(".*") if path.is_file()], "no temporary file stays"
+    assert len(list(load_dataset(str(folder), split="train", streaming=True))) == 13, "by the card's own data files"
 
 
 def test_a_build_with_faults_is_not_published(folder: Path, capsys):
@@ -163,6 +166,9 @@ def test_a_card_of_your_own_is_kept(folder: Path, capsys):
     (folder / "README.md").write_text("Mine.\n")
     assert publish.main([str(folder), "me/pairs", "--dry-run"]) == 2
     assert "`README.md` must state a license in its front matter" in capsys.readouterr().err
+    (folder / "README.md").write_text("---\nlicense: [\n---\n\nMine.\n")
+    assert publish.main([str(folder), "me/pairs", "--dry-run"]) == 2
+    assert "`README.md` must begin with YAML between two lines of ---" in capsys.readouterr().err
 
 
 def test_what_cannot_be_followed_is_refused(folder: Path, tmp_path: Path, capsys):
@@ -187,11 +193,18 @@ def test_a_build_without_pairs_is_refused(tmp_path: Path, capsys):
     assert "`DIR` must hold at least one pair" in capsys.readouterr().err
 
 
+def test_reading_back_finds_what_differs(clean: Path, folder: Path):
+    """A folder stands for the repository: `load_dataset` streams both in the same way."""
+    assert read_back(clean, str(clean), "main", 10) == 10 and read_back(clean, str(folder), "main", 99) == 13
+    change_row(folder, 1, seed=5, preview=b"another")
+    with pytest.raises(ReadBackError, match=r"row [0-9a-f]{16} differs in \['preview', 'seed'\]"):
+        read_back(clean, str(folder), "main", 2)
+    shard_path(folder, 6).unlink()
+    with pytest.raises(ReadBackError, match="must give 13 rows by streaming; got 12"):
+        read_back(clean, str(folder), "main", 13)
+
+
 # --- on the loopback Hub ---
-
-
-def code_blocks(markdown: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -203,6 +216,7 @@ def test_a_build_is_published_in_bad_weather_and_read_by_others(hub, folder, tmp
     python = {"home": tmp_path / "home", "PYTHONPATH": str(ROOT)}
     printed = hub.run_python(COMMON + FLAKY, folder, **python)
     assert conflict.remaining == 0
+    assert hub.requests("^POST /api/validate-yaml"), "the client lets the Hub check the front matter"
     assert "waits [1.0, 1.0, 2.0, 4.0]" in printed
     assert [request.status for request in hub.requests("/commit/main$")] == [503, 503, 412, 200]
 
@@ -218,7 +232,7 @@ def test_a_build_is_published_in_bad_weather_and_read_by_others(hub, folder, tmp
     assert "0 files new or changed; 10 rows read back" in printed
 
     # Somebody else, with an empty cache, runs what stands on the card.
-    blocks = json.dumps(code_blocks((folder / "README.md").read_text()))
+    blocks = json.dumps(code_blocks((folder / "README.md").read_text(), "python"))
     target, other = tmp_path / "found.npz", {"home": tmp_path / "other", "PYTHONPATH": str(ROOT)}
     assert hub.run_python(READ, target, blocks, **other).split() == ["13", "True", "13"]
     (row,) = read_whole_rows(shard_path(folder), [0])

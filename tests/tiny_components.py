@@ -23,6 +23,7 @@ from transformers import (
     BeitConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -278,6 +279,45 @@ def write_base(folder: Path, layout: str = "StereoGen") -> Path:
     }.items():
         part.save_pretrained(folder / layout / name)
     make_tokenizer(folder / layout / "tokenizer").save_pretrained(folder / layout / "tokenizer")
+    return folder
+
+
+def make_sdxl_unet() -> UNet2DConditionModel:
+    """A 9-channel inpainting UNet with the added conditions of SDXL: a pooled embedding and six sizes."""
+    return fill_by_rule(
+        UNet2DConditionModel(
+            sample_size=8,
+            in_channels=9,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=2 * PROMPT_CHANNELS,
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+        )
+    )
+
+
+def write_sdxl_base(folder: Path) -> Path:
+    """Save the parts of an SDXL inpainting model: two text encoders, the second with a pooled projection."""
+    text_config = {**read_golden_config("text_encoder_tiny")["text_config"], "projection_dim": 24}
+    second = fill_by_rule(CLIPTextModelWithProjection(CLIPTextConfig(**text_config)))
+    for name, part in {
+        "unet": make_sdxl_unet(),
+        "vae": make_kl_autoencoder(),
+        "scheduler": make_ddim(),
+        "text_encoder": make_text_encoder(),
+        "text_encoder_2": second,
+    }.items():
+        part.save_pretrained(folder / name)
+    for name in ("tokenizer", "tokenizer_2"):
+        make_tokenizer(folder / name).save_pretrained(folder / name)
     return folder
 
 

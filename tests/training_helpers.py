@@ -11,6 +11,7 @@ from training.procedural_scenes import SceneBatch
 from training.run import list_checkpoints
 
 SCENE_SIZE = (32, 48)
+TIMING = ("samples_per_s", "data_wait_share")
 POOL_OPTIONS: dict[str, Any] = {
     "pool_scenes": 6,
     "scene_size": SCENE_SIZE,
@@ -34,7 +35,7 @@ def make_scenes(count: int = 3, seed: int = 1) -> SceneBatch:
 
 
 def checkpoint_tensors(output: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of the newest checkpoint: network, optimiser, moving average."""
+    """Return every tensor of the newest checkpoint: network, optimiser, moving average (if there is one)."""
     from safetensors.torch import load_file
 
     checkpoint = list_checkpoints(output)[-1]
@@ -43,14 +44,14 @@ def checkpoint_tensors(output: Path) -> dict[str, torch.Tensor]:
     for index, state in optimizer.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     average = torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)
-    tensors |= {f"average.{i}": value for i, value in enumerate(average["shadow_params"])}
+    tensors |= {f"average.{i}": value for i, value in enumerate(average.get("shadow_params", ()))}
     return tensors
 
 
 def log_lines(output: Path) -> list[dict[str, float]]:
     """Return the log without its timing."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "samples_per_s"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -96,12 +96,12 @@ def export_card(
         "caution": caution,
         "repo_id": repo_id,
         "picture": "",
-        "configuration": _configuration_table(settings),
+        "configuration": configuration_table(settings),
         "training": "Nothing was trained for this folder: each part is as its authors published it, stored in half "
         "precision unless the command above says `--full-precision`.",
         "figures": "None: the project measured nothing on these weights.",
         "limits": "What else these weights do well or badly is not known to the project.",
-        "part_licences": _licence_section(parts),
+        "part_licences": licence_section(parts),
     }
 
 
@@ -114,7 +114,7 @@ def plain_card(*, title: str, repo_id: str, settings: dict[str, Any]) -> dict[st
         "caution": "**Nobody has described these weights yet**: `--card` of the export writes a card with figures.",
         "repo_id": repo_id,
         "picture": "",
-        "configuration": _configuration_table(settings),
+        "configuration": configuration_table(settings),
         "training": "Not described.",
         "figures": "None: nothing was measured on these weights.",
         "limits": "Not described.",
@@ -122,7 +122,8 @@ def plain_card(*, title: str, repo_id: str, settings: dict[str, Any]) -> dict[st
     }
 
 
-def _configuration_table(settings: dict[str, Any]) -> list[str]:
+def configuration_table(settings: dict[str, Any]) -> list[str]:
+    """Return the lines of a table of the pipeline's configuration; a long value is named, not shown."""
     rows = ["| Setting | Value |", "| --- | --- |"]
     for name, value in settings.items():
         if name == "empty_prompt_embeds":
@@ -139,7 +140,8 @@ def _describe_prompt(value: Any) -> str:
     return "none: the text encoder makes it" if value is None else f"{len(value)} tokens"
 
 
-def _licence_section(parts: dict[str, Part]) -> list[str]:
+def licence_section(parts: dict[str, Part]) -> list[str]:
+    """Return the lines on the licences of parts, by their role, with the restrictions that they carry over."""
     rows = ["| Part | From | Revision | Licence | Known from |", "| --- | --- | --- | --- | --- |"]
     for role, part in parts.items():
         source = f"[{part.name}](https://huggingface.co/{part.name})" if part.folder is None else part.name

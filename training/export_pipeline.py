@@ -30,14 +30,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub import HfApi
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from huggingface_hub.utils import httpx
 from transformers import AutoModelForDepthEstimation, CLIPTextModel, CLIPTokenizer
 
 from pipeline_zerostereo import DEPTH_PREDICTIONS
+from training.base_model import load_as_ddim, load_vae
 from training.export_card import export_card, parts_that_forbid_pushing, plain_card
 from training.pipeline_folder import (
     PIPELINE_SETTINGS,
@@ -54,12 +53,12 @@ from training.public_parts import (
     Part,
     fetch_base,
     fetch_depth_model,
+    push_folder,
     read_depth_settings,
     resolve_part,
 )
 
 SETTINGS = ("latent_mask_reduction", "masked_fill", "empty_prompt_embeds")
-VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 TRAINED_PARTS = ("unet", "scheduler", "vae", "depth_estimator")
 TRAINED_ONLY = (*TRAINED_PARTS, "settings", "card", "link")
 PUBLISHED_ONLY = ("base_revision", "depth_model", "depth_revision", "with_text_encoder", "card_only")
@@ -148,38 +147,6 @@ def _flag(name: str) -> str:
 
 def _way(options: argparse.Namespace) -> str:
     return "--base" if options.base else "parts that you trained"
-
-
-def load_vae(folder: Path) -> AutoencoderKL | AutoencoderTiny:
-    """Load an autoencoder of either class.
-
-    Raises:
-        ValueError: another class.
-    """
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    if name not in VAE_CLASSES:
-        raise ValueError(f"`--vae` must be of class {' or '.join(VAE_CLASSES)}; got {name}.")
-    return VAE_CLASSES[name].from_pretrained(folder)
-
-
-def load_as_ddim(folder: Path) -> DDIMScheduler:
-    """Load a scheduler of any class as the DDIM that the paper uses, with the values that class would have.
-
-    Values that the file leaves to its class are taken from that class, not from DDIM's defaults, which differ; a class
-    that knows no clipping of the sample does none.
-
-    Raises:
-        ValueError: diffusers has no such class.
-    """
-    name = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8")).get("_class_name")
-    kind = getattr(diffusers, str(name), None)
-    if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
-        raise ValueError(f"`--base` must have a scheduler of diffusers; got {name} in {folder.name}.")
-    loaded: Any = kind.from_pretrained(folder)
-    known = DDIMScheduler().config
-    config = {"clip_sample": False, **{key: value for key, value in loaded.config.items() if key in known}}
-    scheduler: Any = DDIMScheduler.from_config({k: value for k, value in config.items() if not k.startswith("_")})
-    return scheduler
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -328,13 +295,6 @@ def export_trained(options: argparse.Namespace) -> Path:
     )
 
 
-def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload a folder to a model repository of the Hub, made if missing, in one commit; return the commit's URL."""
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export of ZeroStereoPipeline"))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Assemble the folder, upload it where asked; end with one line and status 1 where that is not possible."""
     options = parse_arguments(arguments)
@@ -345,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         print(f"{folder}: {size / 1e6:.1f} MB of weights")
         if options.push_to_hub:
-            print(push(folder, options.push_to_hub, options.private))
+            print(push_folder(folder, options.push_to_hub, options.private, message="Export of ZeroStereoPipeline"))
     except (OSError, ValueError, httpx.HTTPError) as error:
         line = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise SystemExit(f"export_pipeline: error: {line}") from error

@@ -39,6 +39,7 @@ def write_pipeline_folder(
     link_pipeline_file: bool = False,
     sources: dict[str, str] | None = None,
     card: str | None = None,
+    files: dict[str, Path] | None = None,
     **configuration: Any,
 ) -> Path:
     """Write a publishable pipeline folder, complete or not at all.
@@ -60,6 +61,7 @@ def write_pipeline_folder(
         sources: where networks were published, by component name, such as "org/repo@commit"; written into their
             config.json. Where a component was loaded from on this machine is never written.
         card: text of the folder's README.md; None = none.
+        files: copied into the folder, by the names that they get there, such as a picture of the card.
         configuration: the other arguments of `ZeroStereoPipeline`.
 
     Returns:
@@ -93,6 +95,8 @@ def write_pipeline_folder(
             (partial / PIPELINE_FILE).symlink_to(os.path.relpath(source, directory.resolve()))
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
+        for name, source in (files or {}).items():
+            shutil.copyfile(source, partial / name)
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -142,27 +142,37 @@ def choose_files(files: tuple[str, ...], folder: str) -> list[str]:
     return settings
 
 
-def fetch_base(option: str, part: Part) -> Path:
-    """Return a local folder with the sub-folders BASE_PARTS of a base; downloads them if they are on the Hub.
+def fetch_base(
+    option: str, part: Part, required: tuple[str, ...] = BASE_PARTS, optional: tuple[str, ...] = ()
+) -> Path:
+    """Return a local folder with the sub-folders of a base; downloads them if they are on the Hub.
+
+    Args:
+        option: name of the command line option, for messages.
+        part: the base.
+        required: sub-folders that it must have.
+        optional: sub-folders that are downloaded too where it has them, and then its model_index.json.
 
     Raises:
-        PartError: it has neither layout of BASE_LAYOUTS, or cannot be downloaded.
+        PartError: it has neither layout of BASE_LAYOUTS, lacks a sub-folder, or cannot be downloaded.
     """
     for layout in BASE_LAYOUTS:
         if part.folder is not None and (part.folder / layout / "unet").is_dir():
-            missing = [name for name in BASE_PARTS if not (part.folder / layout / name).is_dir()]
+            missing = [name for name in required if not (part.folder / layout / name).is_dir()]
             folder = part.folder / layout
         elif any(name.startswith(f"{layout}unet/") for name in part.files):
-            missing = [n for n in BASE_PARTS if not any(f.startswith(f"{layout}{n}/") for f in part.files)]
-            chosen = [file for name in BASE_PARTS for file in choose_files(part.files, f"{layout}{name}/")]
+            missing = [n for n in required if not any(f.startswith(f"{layout}{n}/") for f in part.files)]
+            wanted = (*required, *optional)
+            chosen = [file for name in wanted for file in choose_files(part.files, f"{layout}{name}/")]
+            chosen += [f"{layout}model_index.json"] if optional else []
             folder = None if missing else _download(option, part, chosen) / layout
         else:
             continue
         if folder is None or missing:
-            raise PartError(f"`{option}` must have the folders {list(BASE_PARTS)}; {part.name} lacks {missing}.")
+            raise PartError(f"`{option}` must have the folders {list(required)}; {part.name} lacks {missing}.")
         return folder
     raise PartError(
-        f"`{option}` must have the folders {list(BASE_PARTS)} at its top or in StereoGen/; {part.name} has neither."
+        f"`{option}` must have the folders {list(required)} at its top or in StereoGen/; {part.name} has neither."
     )
 
 
@@ -178,6 +188,13 @@ def fetch_depth_model(option: str, part: Part, weights: bool = True) -> Path:
         raise PartError(f"`{option}` must be a depth model of transformers; {part.name} lacks {missing}.")
     chosen = [name for name in choose_files(part.files, "") if weights or name.endswith(".json")]
     return part.folder or _download(option, part, chosen)
+
+
+def push_folder(folder: Path, repo_id: str, private: bool = False, *, message: str) -> str:
+    """Upload a folder to a model repository of the Hub, made if missing, in one commit; return the commit's URL."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
 
 
 def _download(option: str, part: Part, files: list[str]) -> Path:

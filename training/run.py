@@ -17,31 +17,44 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, is_tensorboard_available
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    gather_object,
+    is_tensorboard_available,
+    is_wandb_available,
+)
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+LEARNT_WEIGHTS = "model.safetensors"  # in a checkpoint; the name that accelerate uses too
+BAR_FIGURES = ("loss", "learning_rate", "samples_per_s", "data_wait_share")
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{6,})")
+ONE_CYCLE_START, ONE_CYCLE_END = 25, 1e4  # torch's div_factor and final_div_factor
 FINAL_LEARNING_RATE_SHARE = 0.02  # the cosine ends at this share of the peak, not at 0: the last steps still learn
 # Options that may differ when a run goes on. A longer --max-steps stretches the learning-rate curve from there on.
 FREE_ON_RESUME = {
     "output",
     "pool",
     "vae",
+    "depth_cache",
     "max_steps",
     "stop_after_minutes",
     "resume",
@@ -50,6 +63,8 @@ FREE_ON_RESUME = {
     "save_every_steps",
     "validate_every_steps",
     "log_every_steps",
+    "tracker",
+    "workers",
 }
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -93,13 +108,32 @@ class RunConfig:
     validate_every_steps: int = option(500, help="steps between validations", group="run", at_least=1)
     log_every_steps: int = option(50, help="steps between lines of log.jsonl", group="run", at_least=1)
 
-    batch_size: int = option(16, help="samples per step and process", group="optimisation", at_least=1)
+    batch_size: int = option(16, help="samples per forward pass and process", group="optimisation", at_least=1)
     learning_rate: float = option(8e-4, help="peak of the learning rate", group="optimisation", at_least=0)
     warmup_steps: int = option(100, help="steps of linear warm-up", group="optimisation", at_least=0)
     weight_decay: float = option(0.01, help="decoupled weight decay (AdamW)", group="optimisation", at_least=0)
-    max_gradient_norm: float = option(1.0, help="gradients are clipped to this norm", group="optimisation", at_least=0)
-    ema_decay: float = option(
-        0.998, help="decay of the averaged weights that are saved", group="optimisation", at_least=0, at_most=1
+    max_gradient_norm: float | None = option(
+        1.0, help="gradients are clipped to this norm; none = as they are", group="optimisation", at_least=0
+    )
+    ema_decay: float | None = option(
+        0.998,
+        help="decay of the averaged weights that are saved; none = the last weights are",
+        group="optimisation",
+        at_least=0,
+        at_most=1,
+    )
+    schedule: Literal["cosine", "one-cycle"] = option(
+        "cosine", help="shape of the learning rate over the steps", group="optimisation"
+    )
+    total_batch_size: int | None = option(
+        None,
+        help="samples per optimiser step, over all processes; none = --batch-size of each. More than that is "
+        "accumulated",
+        group="optimisation",
+        at_least=1,
+    )
+    tracker: Literal["tensorboard", "wandb", "none"] = option(
+        "tensorboard", help="where figures and pictures go beside log.jsonl", group="run"
     )
 
     def __post_init__(self):
@@ -114,17 +148,22 @@ class RunConfig:
                 require(
                     highest is None or number is None or number <= highest, field.name, f"must be <= {highest}", value
                 )
-            choices = typing.get_type_hints(type(self))[field.name]
-            if typing.get_origin(choices) is Literal:
-                require(
-                    value in typing.get_args(choices), field.name, f"must be one of {typing.get_args(choices)}", value
-                )
+            choices = _choices(typing.get_type_hints(type(self))[field.name])
+            require(not choices or value in choices, field.name, f"must be one of {choices}", value)
 
 
 def require(condition: bool, name: str, rule: str, value: Any) -> None:
     """Raise a ValueError that names the option, its rule and the value, unless `condition` holds."""
     if not condition:
         raise ValueError(f"`{name}` {rule}; got {value!r}.")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Return the values that a Literal, or a Literal or None, allows; nothing for other types."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        found = [value for member in typing.get_args(kind) for value in _choices(member)]
+        return (*found, None) if found else ()
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 
 def _parse_word(kind: Any, word: str) -> Any:
@@ -149,14 +188,17 @@ def make_parser(config_class: type[RunConfig], description: str | None = None) -
         flag, kind = "--" + field.name.replace("_", "-"), kinds[field.name]
         required = field.default is dataclasses.MISSING
         shown = "required" if required else f"default: {_words(field.default)}"
-        arguments: dict[str, Any] = {"help": f"{field.metadata['help']} ({shown})", "required": required}
-        if not required:
-            arguments["default"] = field.default
+        # what is not on the command line is left out, so that a preset and then the class can say it
+        arguments: dict[str, Any] = {
+            "help": f"{field.metadata['help']} ({shown})",
+            "required": required,
+            "default": argparse.SUPPRESS,
+        }
         if kind is bool:
             arguments["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
             member = typing.get_args(kind)[0]
-            arguments |= {"type": member, "nargs": "+", "metavar": member.__name__.upper()}
+            arguments |= {"type": member, "nargs": "+", "action": "extend", "metavar": member.__name__.upper()}
         else:
             arguments |= {"type": lambda word, kind=kind: _parse_word(kind, word), "metavar": _metavar(kind)}
         group.add_argument(flag, **arguments)
@@ -164,8 +206,8 @@ def make_parser(config_class: type[RunConfig], description: str | None = None) -
 
 
 def _metavar(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "{" + ",".join(typing.get_args(kind)) + "}"
+    if _choices(kind):
+        return "{" + ",".join(map(_words, _choices(kind))) + "}"
     members = [member for member in typing.get_args(kind) if member is not type(None)] or [kind]
     return members[0].__name__.upper()
 
@@ -176,10 +218,27 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None, description=None) -> Config:
-    """Read a config from the command line (or from `arguments`); a bad value ends with the parser's message."""
+def parse_config(
+    config_class: type[Config],
+    arguments: Sequence[str] | None = None,
+    description: str | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Read a config from the command line (or from `arguments`); a bad value ends with the parser's message.
+
+    Args:
+        config_class: the class to make.
+        arguments: words of the command line; None = those of this process.
+        description: text above the help.
+        presets: options by the name that --preset takes; what is on the command line goes before a preset, and both
+            before the defaults of the class.
+    """
     parser = make_parser(config_class, description)
-    values: dict[str, Any] = vars(parser.parse_args(arguments))
+    if presets:
+        parser.add_argument("--preset", choices=sorted(presets), help="named options; others on the line change them")
+    given = vars(parser.parse_args(arguments))
+    preset = given.pop("preset", None)
+    values: dict[str, Any] = {**(presets[preset] if presets and preset else {}), **given}
     try:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return config_class(**values)
@@ -201,7 +260,7 @@ def load_config(config_class: type[Config], path: Path) -> Config:
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
-        elif kinds[name] is Path:
+        elif isinstance(value, str) and Path in (kinds[name], *typing.get_args(kinds[name])):
             values[name] = Path(value)
     return config_class(**values)
 
@@ -211,12 +270,23 @@ def load_config(config_class: type[Config], path: Path) -> Config:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def learning_rate_at(step: int, *, peak: float, warmup_steps: int, max_steps: int) -> float:
-    """Give the learning rate of step `step` (from 0): linear warm-up, then half a cosine down to 2 % of the peak.
+def learning_rate_at(step: int, *, peak: float, warmup_steps: int, max_steps: int, schedule: str = "cosine") -> float:
+    """Give the learning rate of optimiser step `step` (from 0).
+
+    "cosine": a linear rise that reaches the peak at step warmup_steps - 1, then half a cosine down to 2 % of the peak.
+    "one-cycle": a linear rise from peak / 25 at step 0 to the peak at step warmup_steps - 1, then linear down to
+    peak / 250000 at step max_steps - 1; torch's OneCycleLR with anneal_strategy="linear" and
+    pct_start = warmup_steps / max_steps, as ZeroStereo trains.
 
     A pure function of the optimiser step: resuming needs no scheduler state, and the curve does not depend on the
-    number of processes (a scheduler prepared by accelerate advances once per process).
+    number of processes (a scheduler prepared by accelerate advances once per process). After the last step it stays.
     """
+    if schedule == "one-cycle":
+        top = max(warmup_steps, 1) - 1
+        start, lowest = peak / ONE_CYCLE_START, peak / ONE_CYCLE_START / ONE_CYCLE_END
+        if step < top:
+            return start + (peak - start) * step / top
+        return peak + (lowest - peak) * min(1.0, (step - top) / max(1, max_steps - 1 - top))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - 1 - warmup_steps))
@@ -224,9 +294,11 @@ def learning_rate_at(step: int, *, peak: float, warmup_steps: int, max_steps: in
     return peak * (FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * cosine)
 
 
-def step_generator(seed: int, step: int, rank: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """Make the generator from which process `rank` draws everything random of step `step`."""
-    digest = hashlib.sha256(f"{seed}:{step}:{rank}".encode()).digest()
+def step_generator(
+    seed: int, step: int, rank: int, device: str | torch.device = "cpu", purpose: str | None = None
+) -> torch.Generator:
+    """Make the generator from which process `rank` draws everything random of step `step`, or of one purpose in it."""
+    digest = hashlib.sha256(":".join(map(str, (seed, step, rank, *filter(None, [purpose])))).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
@@ -243,6 +315,16 @@ def write_text_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def flush_folder(folder: Path) -> None:
+    """Have every file below a folder on the disk itself, so that a rename after it never shows half of one."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_folder_atomically(folder: Path, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a folder under a temporary name, then put it in the place of `folder`."""
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
@@ -250,6 +332,7 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], Any]) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
+    flush_folder(temporary)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)
@@ -286,14 +369,34 @@ def picture_grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Make the accelerator of a run; TensorBoard is its tracker where it is installed."""
+    """Make the accelerator of a run.
+
+    Raises:
+        ValueError: the tracker that was asked for is not installed. TensorBoard, the default, is then left out.
+    """
+    installed = config.tracker != "wandb" or bool(is_wandb_available())
+    require(installed, "tracker", "needs an installed package: pip install wandb, or tensorboard", config.tracker)
+    tracker = None if config.tracker == "none" else config.tracker
     return Accelerator(
         mixed_precision=config.mixed_precision,
-        log_with="tensorboard" if is_tensorboard_available() else None,
+        log_with=tracker if tracker == "wandb" or is_tensorboard_available() else None,
         project_dir=config.output,
         # Depth Anything carries parameters that no loss reaches (mask token, the deepest fusion layer's first unit)
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def count_micro_steps(config: RunConfig, processes: int) -> int:
+    """Count the forward passes of each process in one optimiser step.
+
+    Raises:
+        ValueError: `total_batch_size` is no multiple of what all processes together pass at once.
+    """
+    at_once = config.batch_size * processes
+    total = config.total_batch_size or at_once
+    rule = f"must be a multiple of `batch_size` x processes = {config.batch_size} x {processes}"
+    require(total % at_once == 0, "total_batch_size", rule, total)
+    return total // at_once
 
 
 class TrainingRun:
@@ -306,39 +409,90 @@ class TrainingRun:
         optimizer: its optimiser.
 
     Attributes:
-        average: diffusers' EMAModel over the network's parameters.
+        average: diffusers' EMAModel over the parameters that learn; None with `ema_decay` None.
+        micro_steps: forward passes of each process in one optimiser step.
         first_step: the step the run begins with: 0, or the step of the checkpoint that it went on from.
 
     Raises:
         FileExistsError: the output folder holds checkpoints and `resume` is False.
         FileNotFoundError: `resume` is True and there is no checkpoint.
-        ValueError: `resume` is True and options differ from the checkpoint's that are not free to.
+        ValueError: processes share weights (FSDP), and there is an average or a frozen part; or `resume` is True and
+            options, or the number of processes, differ from the checkpoint's that are not free
+            to.
     """
 
     def __init__(
         self, accelerator: Accelerator, config: RunConfig, network: nn.Module, optimizer: torch.optim.Optimizer
     ):
         self.accelerator, self.config, self.network, self.optimizer = accelerator, config, network, optimizer
-        parameters = list(accelerator.unwrap_model(network).parameters())
-        self.average = EMAModel(parameters, decay=config.ema_decay, foreach=True)
-        self._interval_started, self._interval_samples = time.monotonic(), 0
-        self._interval_steps, self._interval_sums = 0, {}
-        accelerator.register_for_checkpointing(self.average, self)
+        self.micro_steps = count_micro_steps(config, accelerator.num_processes)
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        everything_learns = all(parameter.requires_grad for parameter in self.bare_network.parameters())
+        if self.is_sharded:
+            require(
+                config.ema_decay is None,
+                "ema_decay",
+                "must be none where processes share weights (FSDP)",
+                config.ema_decay,
+            )
+            require(
+                everything_learns,
+                "network",
+                "must learn as a whole where processes share weights (FSDP)",
+                "frozen parts",
+            )
+        self.average = None
+        if config.ema_decay is not None:
+            self.average = EMAModel(learning_parameters(self.bare_network), decay=config.ema_decay, foreach=True)
+            accelerator.register_for_checkpointing(self.average)
+        self._interval_started, self._interval_waited = time.monotonic(), 0.0
+        self._interval_steps, self._interval_samples, self._interval_sums = 0, 0, {}
+        self._sums_of_all: list[dict[str, float]] = []
+        accelerator.register_for_checkpointing(self)
+        if not everything_learns:
+            self._save_only_what_learns()
         self.log_path = config.output / "log.jsonl"
         self.first_step = self._resume() if config.resume else self._begin()
         self.completed = self.first_step
         if accelerator.log_with:
-            accelerator.init_trackers("tensorboard")
+            # TensorBoard: a folder of the output; wandb: the project
+            accelerator.init_trackers("tensorboard" if config.tracker == "tensorboard" else "zerostereo")
         self._started = time.monotonic()
         self._bar: Any = None
 
+    @property
+    def bare_network(self) -> Any:
+        """The network without what accelerate wrapped around it."""
+        return self.accelerator.unwrap_model(self.network)
+
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint needs beside network, optimiser and average: the log line that is being summed."""
-        return {"steps": self._interval_steps, "sums": {k: float(v) for k, v in self._interval_sums.items()}}
+        return {"steps": self._interval_steps, "sums": self._sums_of_all}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the log line that was being summed."""
-        self._interval_steps, self._interval_sums = state["steps"], dict(state["sums"])
+        """Take up the log line that was being summed, each process its own part."""
+        found, processes = len(state["sums"]), self.accelerator.num_processes
+        rule = f"goes on with {found} processes, as before, unless --allow-changes is given"
+        require(found == processes or self.config.allow_changes, "resume", rule, processes)
+        self._interval_steps = state["steps"]
+        self._interval_sums = dict(state["sums"][self.accelerator.process_index % found])
+
+    def _save_only_what_learns(self) -> None:
+        """Leave frozen weights, which the run began with, out of checkpoints."""
+
+        def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+            weights.clear()
+            if self.accelerator.is_main_process:
+                named = self.bare_network.named_parameters()
+                learnt = {name: p.detach().contiguous().cpu() for name, p in named if p.requires_grad}
+                save_file(learnt, Path(folder) / LEARNT_WEIGHTS)
+
+        def load(models: list[nn.Module], folder: str) -> None:
+            models.clear()
+            self.bare_network.load_state_dict(load_file(Path(folder) / LEARNT_WEIGHTS), strict=False)
+
+        self.accelerator.register_save_state_pre_hook(save)
+        self.accelerator.register_load_state_pre_hook(load)
 
     def _begin(self) -> int:
         checkpoints = list_checkpoints(self.config.output)
@@ -361,7 +515,8 @@ class TrainingRun:
             )
         self._check_same_options(checkpoints[-1])
         self.accelerator.load_state(str(checkpoints[-1]))
-        self.average.to(self.accelerator.device)
+        if self.average is not None:
+            self.average.to(self.accelerator.device)
         step = checkpoint_step(checkpoints[-1])
         if self.accelerator.is_main_process:
             save_config(self.config, self.config.output / "config.json")
@@ -414,24 +569,63 @@ class TrainingRun:
         """Tell whether something that happens every so many steps, and at the last one, is due after `step`."""
         return (step + 1) % every_steps == 0 or step + 1 == self.config.max_steps
 
-    def update(self, step: int, loss: Tensor) -> None:
-        """Backward pass, clipping, one optimiser step at the step's learning rate, moving average."""
+    def waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Pass batches on and add up the time that the loop waits for them, the `data_wait_share` of the log."""
+        while True:
+            started = time.monotonic()
+            batch = next(batches, None)
+            self._interval_waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one forward pass; those of one optimiser step count alike."""
+        self.accelerator.backward(loss / self.micro_steps)
+
+    def no_exchange(self, micro_step: int) -> AbstractContextManager:
+        """Give a context for forward and backward pass in which processes exchange gradients only when they need to.
+
+        They need to in the last of an optimiser step's forward passes.
+        """
+        last = micro_step == self.micro_steps - 1
+        return nullcontext() if last else self.accelerator.no_sync(self.network)
+
+    def update(self, step: int, loss: Tensor | None = None) -> None:
+        """Take one optimiser step at the step's learning rate: clipping, optimiser, moving average.
+
+        Args:
+            step: which one, from 0.
+            loss: where one forward pass makes a step, its loss, whose backward pass is then made here.
+        """
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(
-                step, peak=config.learning_rate, warmup_steps=config.warmup_steps, max_steps=config.max_steps
+                step,
+                peak=config.learning_rate,
+                warmup_steps=config.warmup_steps,
+                max_steps=config.max_steps,
+                schedule=config.schedule,
             )
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.network.parameters(), config.max_gradient_norm)
+        if loss is not None:
+            self.backward(loss)
+        if config.max_gradient_norm is not None:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), config.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.step(self.accelerator.unwrap_model(self.network).parameters())
+        if self.average is not None:
+            self.average.step(learning_parameters(self.bare_network))
 
     def log_step(self, step: int, figures: Mapping[str, Tensor], samples: int) -> None:
         """Add one step's figures; every `log_every_steps` steps their means become a line of the log.
 
-        A half-summed line is part of a checkpoint, so a resumed run writes the lines that an uninterrupted one
-        writes; only `samples_per_s` differs.
+        The means are over steps and processes. A half-summed line is part of a checkpoint, so a resumed run writes
+        the lines that an uninterrupted one writes; only `samples_per_s` and `data_wait_share` differ.
+
+        Args:
+            step: which one, from 0.
+            figures: by name, scalars.
+            samples: of this process in this step.
         """
         for name, value in figures.items():
             self._interval_sums[name] = self._interval_sums.get(name, 0.0) + value.detach().float()
@@ -439,17 +633,18 @@ class TrainingRun:
         self._interval_samples += samples * self.accelerator.num_processes
         if not self.is_due(step, self.config.log_every_steps):
             return
-        means = {name: float(total) / self._interval_steps for name, total in self._interval_sums.items()}
+        totals: Any = torch.tensor([float(total) for total in self._interval_sums.values()])
+        totals = self.accelerator.reduce(totals.to(self.accelerator.device), reduction="mean").tolist()
+        means = {name: total / self._interval_steps for name, total in zip(self._interval_sums, totals, strict=True)}
         means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         seconds = max(time.monotonic() - self._interval_started, 1e-9)
         means["samples_per_s"] = self._interval_samples / seconds
+        means["data_wait_share"] = min(1.0, self._interval_waited / seconds)
         self.log(step, means)
         if self._bar is not None:
-            shown = {
-                name: f"{means[name]:.3g}" for name in ("loss", "learning_rate", "samples_per_s") if name in means
-            }
+            shown = {name: f"{means[name]:.3g}" for name in BAR_FIGURES if name in means}
             self._bar.set_postfix(shown, refresh=False)
-        self._interval_started, self._interval_sums = time.monotonic(), {}
+        self._interval_started, self._interval_waited, self._interval_sums = time.monotonic(), 0.0, {}
         self._interval_samples = self._interval_steps = 0
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -468,18 +663,39 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        mine = {name: float(total) for name, total in self._interval_sums.items()}
+        self._sums_of_all = gather_object([mine])
         self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             save_config(self.config, temporary / "config.json")
+            flush_folder(temporary)
             temporary.rename(folder)
             for old in list_checkpoints(self.config.output)[: -self.config.checkpoints_keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def averaged_network(self) -> AveragedWeights:
-        """Give a context in which the network holds the averaged weights and is in evaluation mode."""
-        return AveragedWeights(self.accelerator.unwrap_model(self.network), self.average)
+        """Give a context in which the network is in evaluation mode and holds the averaged weights, if there are."""
+        return AveragedWeights(self.bare_network, self.average)
+
+    @contextmanager
+    def network_to_save(self) -> Iterator[Any]:
+        """Give the network to be saved, whole and averaged, in evaluation mode; every process takes part.
+
+        Where processes share the weights, it is gathered into a copy on the main process, and others get None.
+        """
+        if not self.is_sharded:
+            with self.averaged_network() as network:
+                yield network
+            return
+        weights = self.accelerator.get_state_dict(self.network)
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        network = type(self.bare_network).from_config(self.bare_network.config)
+        network.load_state_dict(weights)
+        yield network.eval()
 
     def save_picture(self, step: int, picture: Image.Image) -> None:
         """Write a validation picture to `pictures/` and to the tracker."""
@@ -489,7 +705,8 @@ class TrainingRun:
         folder.mkdir(parents=True, exist_ok=True)
         picture.save(folder / f"step-{step + 1:06d}.png")
         for tracker in self.accelerator.trackers:
-            tracker.log_images({"validation": np.asarray(picture)[None]}, step=step + 1, dataformats="NHWC")
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": np.asarray(picture)[None]}, step=step + 1, **layout)
 
     def finish(self) -> None:
         """Close the trackers."""
@@ -497,20 +714,30 @@ class TrainingRun:
         self.accelerator.end_training()
 
 
-class AveragedWeights:
-    """Context manager: inside, `network` computes with its moving average; outside nothing has changed."""
+def learning_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a network that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
-    def __init__(self, network: nn.Module, average: EMAModel):
+
+class AveragedWeights:
+    """Context manager: inside, `network` is in evaluation mode and computes with its moving average, if there is one.
+
+    Outside nothing has changed.
+    """
+
+    def __init__(self, network: nn.Module, average: EMAModel | None):
         self.network, self.average = network, average
 
     def __enter__(self) -> Any:
         """Put the averaged weights in."""
         self.was_training = self.network.training
-        self.average.store(self.network.parameters())
-        self.average.copy_to(self.network.parameters())
+        if self.average is not None:
+            self.average.store(learning_parameters(self.network))
+            self.average.copy_to(learning_parameters(self.network))
         return self.network.eval()
 
     def __exit__(self, *exception: object) -> None:
         """Put the learning weights back."""
-        self.average.restore(self.network.parameters())
+        if self.average is not None:
+            self.average.restore(learning_parameters(self.network))
         self.network.train(self.was_training)
