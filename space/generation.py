@@ -35,6 +35,7 @@ MIN_SIDE, MAX_SIDE = 32, 4096  # px of the picture that is worked on
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, PIL.Image.DecompressionBombError)
 KEPT_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "AVIF")  # Pillow alone reads these again
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # where it is not the format's name
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 TARGET_VIEWS, FILLS = ("right", "left", "both"), ("whole", "tiled")
 REPORTED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -157,7 +158,7 @@ def open_limited(path: str | Path, what: str) -> PIL.Image.Image:
                 f"The {what} must have at most {MAX_PIXELS // 10**6} megapixels; got many more. Scale it down."
             ) from error
         raise RefusedError(
-            f"The {what} must be an image file (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF); got a file that is none."
+            f"The {what} must be an image file (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF); got {_name_unreadable(path)}."
         ) from error
     if image.width * image.height > MAX_PIXELS:
         raise RefusedError(
@@ -169,6 +170,18 @@ def open_limited(path: str | Path, what: str) -> PIL.Image.Image:
             f"The {what} must have at least {MIN_SIDE} px a side; got {image.width} x {image.height} px."
         )
     return image
+
+
+def _name_unreadable(path: str | Path) -> str:
+    """Say what a file is that Pillow does not open, with the cure where there is one."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS:
+        return (
+            "a HEIC photograph. Export it as JPEG, or let the phone take JPEGs "
+            "(iPhone: Settings, Camera, Formats, Most Compatible)"
+        )
+    return "a file that is none"
 
 
 def decode(image: PIL.Image.Image, what: str) -> None:
@@ -418,8 +431,8 @@ class Studio:
 
 
 def check_cancelled(cancel_file: Path) -> None:
-    """Raise a CancelledError once the file is there."""
-    if cancel_file.exists():
+    """Raise a CancelledError once the file is there, or its folder is gone: nobody waits for the result any more."""
+    if cancel_file.exists() or not cancel_file.parent.is_dir():
         raise CancelledError
 
 

@@ -110,6 +110,18 @@ def test_unusable_files_are_refused_in_words(space: SimpleNamespace, tmp_path: P
         space.generation.read_photo(path, StereoImageProcessor, 1536)
 
 
+@pytest.mark.parametrize(
+    ("brand", "named"), [(b"heic", "a HEIC photograph. Export it as JPEG"), (b"isom", "a file that")]
+)
+def test_photographs_of_phones_that_cannot_be_read_are_named(
+    space: SimpleNamespace, tmp_path: Path, brand: bytes, named: str
+):
+    path = tmp_path / "photo.heic"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    with pytest.raises(space.generation.RefusedError, match=f"photograph must be an image file .*; got {named}"):
+        space.generation.read_photo(path, StereoImageProcessor, 1536)
+
+
 def test_no_file_a_heavy_one_and_one_of_unknown_range_are_refused(space: SimpleNamespace, tmp_path: Path):
     refused, read = space.generation.RefusedError, space.generation.read_photo
     with pytest.raises(refused, match="Choose a photograph first"):
@@ -211,6 +223,20 @@ def test_a_cancelled_run_ends_at_the_next_step_and_the_next_one_works(
     assert "step 2 of 9" in done[-1]
     (tmp_path / "cancel").unlink()
     assert len(run(studio, odd_photos.picture(0), settings(space), tmp_path)) == 3
+
+
+def test_a_run_ends_when_its_folder_is_dropped(space: SimpleNamespace, studio: Any, tmp_path: Path):
+    sessions = space.generation.Sessions(tmp_path)
+    folder = sessions.make_folder()
+    chosen = settings(space, steps=9)
+    seen = []
+    with pytest.raises(space.generation.CancelledError), sessions.running("ann", folder / "cancel"):
+        for stage in studio.run(odd_photos.picture(0), None, chosen, folder / "cancel"):
+            seen.append(stage)
+            if stage.pair is not None:
+                sessions.put("ann", remembered(space, folder))
+                sessions.drop("ann")
+    assert len(seen) == 2 and not folder.exists()  # the depth and the preview
 
 
 def test_what_the_pipeline_refuses_is_told(space: SimpleNamespace, studio: Any, tmp_path: Path):
