@@ -21,14 +21,15 @@ from typing import Any
 import gradio as gr
 import torch
 from diffusers import DiffusionPipeline
-from generation import FILLS, MAX_FILE_BYTES, Sessions, Studio
+from generation import FILLS, MAX_FILE_BYTES, MAX_SIDE, Sessions, Studio
 from handlers import DEFAULT_FOV_DEG, DEFAULT_LARGEST_SIDE, DEFAULT_STRENGTH_PERCENT, Handlers
-from pictures import ANAGLYPH_METHODS, FRAME_SIZES, LAYOUTS, WIGGLE_FRAME_MS
+from pictures import ANAGLYPH_METHODS, CLOUD_FORMATS, FRAME_SIZES, LAYOUTS, WIGGLE_FRAME_MS
 
 FOLDER = Path(__file__).resolve().parent
 WEIGHTS_VARIABLE = "ZEROSTEREO_WEIGHTS"
 EMBEDDED_WEIGHTS = "weights/zerostereo-tiny"  # below this folder, or below the one above it
 EXAMPLES = sorted(path for path in (FOLDER / "examples").iterdir() if path.suffix in (".jpg", ".png"))
+FIRST_CONVERGENCE_LIMIT = 100  # px, until there is a picture
 QUEUE_LENGTH = 40  # waiting requests; more are told that the queue is full
 REMEMBERED_PAGES = 200  # page states of Gradio
 FILE_AGE_S = 3600  # uploads are removed after this
@@ -132,15 +133,7 @@ class Page:
                 self._build_inputs(default_steps)
             with gr.Column(scale=3, min_width=320):
                 self.status = gr.Markdown(WELCOME, elem_id="status")
-                self.convergence = gr.Slider(
-                    0,
-                    300,
-                    0,
-                    step=1,
-                    label="Convergence (px)",
-                    info="What is this many px apart in both views lies in the screen, the nearer before it",
-                    elem_id="convergence",
-                )
+                self._build_convergence()
                 with gr.Tabs(elem_id="tabs"):
                     self._build_stereo_tabs()
                     self._build_map_tabs()
@@ -205,6 +198,21 @@ class Page:
                 elem_id="depth_map",
             )
 
+    def _build_convergence(self) -> None:
+        self.convergence = gr.Slider(
+            0,
+            FIRST_CONVERGENCE_LIMIT,
+            0,
+            step=1,
+            label="Convergence (px)",
+            info="What is this many px apart in both views lies in the screen, the nearer before it",
+            elem_id="convergence",
+        )
+        # The control ends where the picture that is shown says; callers of the API may have a wider one.
+        self.convergence.preprocess = gr.Number(  # type: ignore[method-assign]
+            minimum=0, maximum=MAX_SIDE - 1, precision=0, render=False
+        ).preprocess
+
     def _build_stereo_tabs(self) -> None:
         with gr.Tab("Compare", id="compare"):
             self.compare = gr.ImageSlider(
@@ -225,12 +233,8 @@ class Page:
         with gr.Tab("Side by side", id="side_by_side"):
             self.side_by_side = _picture("Side by side", "Both views beside each other")
             with gr.Row():
-                self.layout = gr.Radio(
-                    [(label, name) for name, label in LAYOUTS.items()], value="parallel", label="Eyes"
-                )
-                self.size = gr.Radio(
-                    [(label, name) for name, label in FRAME_SIZES.items()], value="full", label="Size"
-                )
+                self.layout = gr.Radio(_choices(LAYOUTS), value="parallel", label="Eyes")
+                self.size = gr.Radio(_choices(FRAME_SIZES), value="full", label="Size")
 
     def _build_map_tabs(self) -> None:
         with gr.Tab("Disparity", id="disparity"):
@@ -257,6 +261,9 @@ class Page:
             self.fov_deg = gr.Slider(
                 20, 120, DEFAULT_FOV_DEG, step=1, label="Horizontal field of view of the photograph (degrees)"
             )
+            self.cloud_format = gr.Radio(
+                _choices(CLOUD_FORMATS), value="ply", label="File format", elem_id="cloud_format"
+            )
         with gr.Tab("Files", id="downloads") as self.downloads_tab:
             self.write = gr.Button("Make all files for these settings", elem_id="write")
             self.files = gr.File(
@@ -266,6 +273,7 @@ class Page:
                 height=420,
                 elem_id="files",
             )
+            self.files_note = gr.Markdown(elem_id="files_note")
             gr.Markdown("The first line of the parameters is the Python that makes this pair again, bit for bit.")
             self.parameters = gr.JSON(label="Parameters", elem_id="parameters")
 
@@ -284,6 +292,23 @@ class Page:
             self.largest_side,
         ]
 
+    def picture_inputs(self) -> list[Any]:
+        """Components that decide the pictures of a pair, in the order of the handlers' arguments."""
+        return [
+            self.convergence,
+            self.method,
+            self.layout,
+            self.size,
+            self.frame_ms,
+            self.loop,
+            self.fov_deg,
+            self.cloud_format,
+        ]
+
+    def file_inputs(self) -> list[Any]:
+        """Components that decide the files of a pair, in the order of the handlers' arguments."""
+        return [self.convergence, self.frame_ms, self.loop, self.fov_deg]
+
     def outputs(self) -> list[Any]:
         """Components that show a pair, in the order of `Handlers._show`."""
         return [
@@ -297,7 +322,9 @@ class Page:
             self.invented,
             self.cloud,
             self.files,
+            self.files_note,
             self.parameters,
+            self.convergence,
         ]
 
 
@@ -326,16 +353,7 @@ def connect(page: Page, handlers: Handlers, demo: gr.Blocks) -> None:
     light = {"concurrency_limit": 2, "concurrency_id": "pictures", "show_progress": "minimal"}
     make_arguments = {
         "fn": handlers.make_pair,
-        "inputs": [
-            *page.generation_inputs(),
-            page.convergence,
-            page.method,
-            page.layout,
-            page.size,
-            page.frame_ms,
-            page.loop,
-            page.fov_deg,
-        ],
+        "inputs": [*page.generation_inputs(), *page.picture_inputs()],
         "outputs": page.outputs(),
         "api_visibility": "private",
         "show_progress_on": [page.status],
@@ -353,7 +371,21 @@ def connect(page: Page, handlers: Handlers, demo: gr.Blocks) -> None:
         api_visibility="private",
     )
     demo.unload(handlers.leave)
+    for event in (made, chosen):
+        event.then(
+            handlers.catch_up,
+            page.picture_inputs(),
+            [page.wiggle, page.anaglyph, page.side_by_side, page.cloud, page.parameters],
+            api_visibility="private",
+            **light,
+        )
+    _connect_pictures(page, handlers, light)
+    _connect_files(page, handlers)
+    _connect_clients(page, handlers, device)
 
+
+def _connect_pictures(page: Page, handlers: Handlers, light: dict[str, Any]) -> None:
+    """Make one picture again when what decides it changes."""
     pictures: tuple[tuple[Any, list[Any], list[Any], Any], ...] = (
         (handlers.wiggle, [page.frame_ms.change, page.loop.change], [page.frame_ms, page.loop], page.wiggle),
         (handlers.anaglyph, [page.method.change], [page.method], page.anaglyph),
@@ -374,19 +406,38 @@ def connect(page: Page, handlers: Handlers, demo: gr.Blocks) -> None:
             api_name=handler.__name__,
             **light,
         )
-    page.fov_deg.change(
-        handlers.point_cloud, page.fov_deg, page.cloud, trigger_mode="always_last", api_name="point_cloud", **light
-    )
     gr.on(
-        [page.write.click],
+        [page.fov_deg.change, page.cloud_format.change],
+        handlers.point_cloud,
+        [page.fov_deg, page.cloud_format],
+        page.cloud,
+        trigger_mode="always_last",
+        api_name="point_cloud",
+        **light,
+    )
+
+
+def _connect_files(page: Page, handlers: Handlers) -> None:
+    """Make all files when asked, and take them back when what decides them changes."""
+    written = page.write.click(
         handlers.downloads,
-        [page.convergence, page.frame_ms, page.loop, page.fov_deg],
+        page.file_inputs(),
         [page.files, page.parameters],
         api_name="downloads",
         concurrency_limit=1,
         concurrency_id="files",
     )
-    _connect_clients(page, handlers, device)
+    written.success(None, None, page.files_note, js="() => ''", api_visibility="private")
+    gr.on(
+        [component.change for component in page.file_inputs()],
+        handlers.outdate,
+        page.file_inputs(),
+        [page.files, page.files_note, page.parameters],
+        trigger_mode="always_last",
+        show_progress="hidden",
+        cancels=[written],
+        api_visibility="private",
+    )
 
 
 def _connect_clients(page: Page, handlers: Handlers, device: dict[str, Any]) -> None:

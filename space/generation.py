@@ -523,6 +523,7 @@ class Result:
         parameters: of parameters.json, without those of the pictures.
         folder: where its files are; removed with it.
         is_preview: the full result is still being made.
+        shown: settings of the pictures that the page shows of it, None where it shows none.
     """
 
     photo: Photo
@@ -533,6 +534,7 @@ class Result:
     parameters: dict[str, Any]
     folder: Path
     is_preview: bool
+    shown: Any = None
 
     def memory_bytes(self) -> int:
         """Roughly what it holds: pictures, maps and the file."""

@@ -11,8 +11,9 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from generation import (
@@ -31,15 +32,15 @@ from generation import (
     upright_size,
 )
 from pictures import (
-    SHOWN_POINT_LIMIT,
     WIGGLE_FRAME_MS,
     PictureSettings,
+    convergence_limit,
     encode_disparity,
     encode_png,
+    encode_shown_cloud,
     encode_tiff,
     encode_wiggle,
     has_depth,
-    make_cloud,
     make_files,
     overlay_invented,
     write_zip,
@@ -50,7 +51,26 @@ DEFAULT_STRENGTH_PERCENT = 6.0  # comfortable to look at
 DEFAULT_LARGEST_SIDE = 1536  # px
 DEFAULT_FOV_DEG = 60.0
 KEPT_VERSIONS = 2  # of a picture that was made again: a browser may still be fetching the older one
+OUTDATED = "The settings changed: make the files again."
+SHOWN_COUNT = 13  # components that show a pair
 EXPIRED = "There is no pair to work on: none was made, or it was not used for a while. Press Make stereo pair."
+
+
+class Shown(NamedTuple):
+    """What decides the pictures that the page shows of a pair.
+
+    Attributes:
+        method: of the anaglyph.
+        layout, size: of the side by side picture.
+        cloud_format: of the point cloud.
+        pictures: everything that the files depend on too.
+    """
+
+    method: str
+    layout: str
+    size: str
+    cloud_format: str
+    pictures: PictureSettings
 
 
 def publish(result: Result, kind: str, files: dict[str, bytes]) -> list[str]:
@@ -206,11 +226,13 @@ class Handlers:
         frame_ms: float,
         loop: bool,
         fov_deg: float,
+        cloud_format: str,
         progress=gr.Progress(),  # noqa: B008
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[tuple]:
         """Make a stereo pair and show it: a preview at once, then the result."""
         pictures = picture_settings(convergence, frame_ms, loop, fov_deg)
+        shown = Shown(method, layout, size, cloud_format, pictures)
         try:
             progress(0.0, desc="Reading the photograph")
             settings = self._requested(
@@ -218,11 +240,11 @@ class Handlers:
             )
             read = read_photo(photo, self.processor, settings.largest_side)
             for result in self._make(user_of(request), read, settings, depth_map):
-                yield self._show(result, method, layout, size, pictures)
+                yield self._show(result, shown)
         except RefusedError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         except CancelledError:
-            yield ("Cancelled.", *[gr.skip()] * 10)
+            yield ("Cancelled.", *[gr.skip()] * (SHOWN_COUNT - 1))
 
     def stereo_pair(
         self,
@@ -292,9 +314,13 @@ class Handlers:
             raise gr.Error(EXPIRED, print_exception=False)
         return result
 
-    def _show(self, result: Result, method: str, layout: str, size: str, pictures: PictureSettings) -> tuple:
+    def _show(self, result: Result, wanted: Shown) -> tuple:
         """Make everything that the tabs show of a pair; point cloud and files only of the result."""
         pair = result.pair
+        limit = convergence_limit(pair.disparity[0])
+        pictures = replace(wanted.pictures, convergence=min(wanted.pictures.convergence, limit))
+        is_lowered = pictures != wanted.pictures
+        note = f"\n\n*Convergence lowered to {limit} px, the most for this picture.*" if is_lowered else ""
         files = {
             "left.png": encode_png(pair.left_image[0]),
             "right.png": encode_png(pair.right_image[0]),
@@ -305,19 +331,57 @@ class Handlers:
             files["confidence.png"] = encode_png(self.processor.visualize_confidence(result.depth.confidence)[0])
         left, right, invented, disparity, *confidence = publish(result, "views", files)
         is_final = not result.is_preview
+        result.shown = wanted._replace(pictures=pictures)
         return (
-            describe_result(result),
+            describe_result(result) + note,
             (left, right),
-            self._wiggle(result, pictures),
-            self._anaglyph(result, method, pictures),
-            self._side_by_side(result, layout, size, pictures),
+            *self._render(result, result.shown),
             disparity,
             confidence[0] if confidence else None,
             invented,
-            self._cloud(result, pictures.fov_deg) if is_final else None,
+            self._cloud(result, pictures.fov_deg, wanted.cloud_format) if is_final else None,
             None,
+            "",
             self._parameters(result, pictures) if is_final else None,
+            gr.update(maximum=limit, value=limit) if is_lowered else gr.update(maximum=limit),
         )
+
+    def _render(self, result: Result, wanted: Shown) -> tuple[str, str, str]:
+        """Make the pictures that convergence moves: wigglegram, anaglyph, side by side."""
+        return (
+            self._wiggle(result, wanted.pictures),
+            self._anaglyph(result, wanted.method, wanted.pictures),
+            self._side_by_side(result, wanted.layout, wanted.size, wanted.pictures),
+        )
+
+    def catch_up(
+        self,
+        convergence: float,
+        method: str,
+        layout: str,
+        size: str,
+        frame_ms: float,
+        loop: bool,
+        fov_deg: float,
+        cloud_format: str,
+        request: gr.Request,
+    ) -> tuple:
+        """Make pictures again whose settings were changed while the pair was made, which showed them as they were."""
+        pictures = picture_settings(convergence, frame_ms, loop, fov_deg)
+        wanted = Shown(method, layout, size, cloud_format, pictures)
+        result = self.sessions.get(user_of(request))
+        if result is None or result.is_preview or result.shown in (None, wanted):
+            return (gr.skip(),) * 5
+        result.shown = wanted
+        cloud = self._cloud(result, fov_deg, cloud_format)
+        return (*self._render(result, wanted), cloud, self._parameters(result, pictures))
+
+    def outdate(self, convergence: float, frame_ms: float, loop: bool, fov_deg: float, request: gr.Request) -> tuple:
+        """Take back files that were made with other settings, and show the parameters of the present ones."""
+        result = self.sessions.get(user_of(request))
+        if result is None or result.is_preview:
+            return None, "", gr.skip()
+        return None, OUTDATED, self._parameters(result, picture_settings(convergence, frame_ms, loop, fov_deg))
 
     def _wiggle(self, result: Result, pictures: PictureSettings) -> str:
         with telling_refusals():
@@ -335,11 +399,12 @@ class Handlers:
             picture = self.processor.side_by_side(left, right, layout, size, pictures.convergence)
         return publish(result, "side_by_side", {f"stereo_{layout}_{size}.png": encode_png(picture)})[0]
 
-    def _cloud(self, result: Result, fov_deg: float) -> str | None:
+    def _cloud(self, result: Result, fov_deg: float, file_format: str) -> str | None:
         if not has_depth(result.pair):
             return None
-        cloud = make_cloud(result.pair, self.processor, fov_deg, SHOWN_POINT_LIMIT)
-        return publish(result, "cloud", {"points.ply": self.processor.export_point_cloud_to_ply(cloud)})[0]
+        with telling_refusals():
+            content = encode_shown_cloud(result.pair, self.processor, fov_deg, file_format)
+        return publish(result, "cloud", {f"points.{file_format}": content})[0]
 
     def _parameters(self, result: Result, pictures: PictureSettings) -> dict[str, Any]:
         return {
@@ -378,13 +443,14 @@ class Handlers:
         """
         return self._side_by_side(self._result(request), layout, size, picture_settings(convergence))
 
-    def point_cloud(self, fov_deg: float, request: gr.Request) -> str | None:
-        """Make a point cloud (PLY) of your last pair; no network runs.
+    def point_cloud(self, fov_deg: float, file_format: str, request: gr.Request) -> str | None:
+        """Make a point cloud of your last pair; no network runs.
 
         Args:
             fov_deg: Horizontal field of view of the photograph in degrees; a smaller one makes the scene deeper.
+            file_format: "ply" or "glb".
         """
-        return self._cloud(self._result(request), fov_deg)
+        return self._cloud(self._result(request), fov_deg, file_format)
 
     def downloads(
         self,

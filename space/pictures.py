@@ -8,6 +8,7 @@ network, no folder. The names and bytes of the files are those that the command 
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ ANAGLYPH_METHODS = {  # method of the pipeline -> what the page calls it
 }
 LAYOUTS = {"parallel": "Parallel", "cross_eyed": "Cross-eyed"}
 FRAME_SIZES = {"full": "Full width", "half": "Half width, for players"}
+CLOUD_FORMATS = {"ply": "PLY", "glb": "GLB"}  # of the point cloud that is shown
+CONVERGENCE_SHARE = 0.2  # of the width: the control's end, as far as depth is comfortable to set
 SIDE_BY_SIDE_FILES = {  # file -> (layout, size)
     "stereo_LR.png": ("parallel", "full"),
     "stereo_RL.png": ("cross_eyed", "full"),
@@ -126,6 +129,34 @@ def has_depth(pair: Any) -> bool:
 def make_cloud(pair: Any, processor: Any, fov_deg: float, max_points: int) -> Any:
     """Place the photograph's pixels in space; unit: distance of the two cameras."""
     return processor.point_cloud(pair.input_images[0], pair.disparity[0], fov_deg, max_points=max_points)
+
+
+def encode_shown_cloud(pair: Any, processor: Any, fov_deg: float, file_format: str) -> bytes:
+    """Encode the point cloud of the viewer, "ply" or "glb".
+
+    Raises:
+        ValueError: another format, or a field of view outside (0, 180).
+    """
+    if file_format not in CLOUD_FORMATS:
+        raise ValueError(f"`file_format` must be one of {tuple(CLOUD_FORMATS)}; got {file_format!r}.")
+    cloud = make_cloud(pair, processor, fov_deg, SHOWN_POINT_LIMIT)
+    if file_format == "glb":
+        return processor.export_point_cloud_to_glb(cloud)
+    return processor.export_point_cloud_to_ply(cloud)
+
+
+def convergence_limit(disparity: np.ndarray) -> int:
+    """Return the convergence (px) at which the control ends.
+
+    Args:
+        disparity: [H,W], px, >= 0.
+
+    Returns:
+        A fifth of the width, or up to where the nearest point lies in the screen if that is more; always such that a
+        column of the picture is left.
+    """
+    width = disparity.shape[1]
+    return min(width - 1, max(round(CONVERGENCE_SHARE * width), math.ceil(float(disparity.max()))))
 
 
 def _view_files(pair: Any) -> Iterator[tuple[str, Callable[[], bytes]]]:

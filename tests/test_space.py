@@ -324,6 +324,8 @@ def test_files_are_those_of_the_command_line_byte_for_byte(
 def test_without_depth_there_is_no_point_cloud(space: SimpleNamespace):
     flat = SimpleNamespace(disparity=np.zeros((1, 4, 6), np.float32))
     assert not space.pictures.has_depth(flat)
+    with pytest.raises(ValueError, match="`file_format` must be one of .*; got 'obj'"):
+        space.pictures.encode_shown_cloud(flat, None, 60.0, "obj")
     flat.disparity[0, 1, 2] = 0.5
     assert space.pictures.has_depth(flat)
 
@@ -354,6 +356,15 @@ def test_choices_of_the_page_are_those_of_the_pipeline(space: SimpleNamespace):
     assert tuple(space.pictures.ANAGLYPH_METHODS) == tuple(ANAGLYPH_MATRICES)
     assert tuple(space.pictures.LAYOUTS) == SIDE_BY_SIDE_LAYOUTS
     assert tuple(space.pictures.FRAME_SIZES) == FRAME_SIZES
+
+
+def test_convergence_ends_at_a_fifth_of_the_width_or_at_the_nearest_point(space: SimpleNamespace):
+    disparity = np.zeros((2, 50), np.float32)
+    assert space.pictures.convergence_limit(disparity) == 10
+    disparity[1, 3] = 17.2
+    assert space.pictures.convergence_limit(disparity) == 18
+    disparity[1, 3] = 49.5
+    assert space.pictures.convergence_limit(disparity) == 49
 
 
 # --- what is remembered ---
@@ -502,7 +513,8 @@ def test_endpoints_answer_as_the_pipeline_does(address: str, studio: Any, photo_
     assert PIL.Image.open(beside).tobytes() == processor.side_by_side(*views, "cross_eyed", "half", 4).tobytes()
     wiggle = client.predict(200, False, 4, api_name="/wiggle")
     assert Path(wiggle).read_bytes() == processor.export_wiggle_to_gif(processor.wiggle(*views, 4), 200, loop=1)
-    assert Path(client.predict(50, api_name="/point_cloud")).read_bytes().startswith(b"ply\n")
+    for file_format, start in (("ply", b"ply\n"), ("glb", b"glTF")):
+        assert Path(client.predict(50, file_format, api_name="/point_cloud")).read_bytes().startswith(start)
     assert client.predict(api_name="/cancel") == "Nothing is running."
 
 

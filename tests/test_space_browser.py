@@ -23,6 +23,7 @@ from tests.space_server import ROOT, WEIGHTS, served_space
 
 pytest.importorskip("selenium", reason="needs the module 'selenium', which is not installed")
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -68,7 +69,11 @@ class Visitor:
         self.wait(lambda: driver.find_elements(By.ID, "make"))
 
     def wait(self, condition: Any) -> Any:
-        return WebDriverWait(self.driver, WAIT_S).until(lambda _: condition())
+        try:
+            return WebDriverWait(self.driver, WAIT_S).until(lambda _: condition())
+        except TimeoutException:
+            self.driver.save_screenshot(str(self.screenshots / "waited_in_vain.png"))
+            raise
 
     def resize(self, height: int) -> None:
         metrics = {"width": self.width, "height": height, "deviceScaleFactor": 1, "mobile": self.width < 500}
