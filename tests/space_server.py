@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -31,9 +32,31 @@ def space_modules() -> Iterator[SimpleNamespace]:
             del sys.modules[name]
 
 
+class ServedSpace(NamedTuple):
+    """A page that is being served.
+
+    Attributes:
+        url: "http://127.0.0.1:<port>".
+        process_id: of the server.
+        cache: folder of everything that it writes.
+        start_s: seconds from the start of the process until it answers.
+    """
+
+    url: str
+    process_id: int
+    cache: Path
+    start_s: float
+
+
 @contextmanager
-def served_space(folder: Path) -> Iterator[str]:
-    """Serve the page in a process of its own; its files go below `folder`. Yields the address."""
+def served_space(folder: Path, app: Path = SPACE / "app.py", **variables: str) -> Iterator[ServedSpace]:
+    """Serve the page in a process of its own; its files go below `folder`.
+
+    Args:
+        folder: of its files and its log.
+        app: file to start, in its own folder.
+        variables: more environment variables of the process.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,18 +67,20 @@ def served_space(folder: Path) -> Iterator[str]:
         "GRADIO_TEMP_DIR": str(folder / "gradio"),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
+        **variables,
     }
+    started = time.monotonic()
     log = folder / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "space/app.py"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, str(app)], cwd=app.parent, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + START_S
         while "Running on" not in log.read_text(encoding="utf-8"):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield ServedSpace(f"http://127.0.0.1:{port}", process.pid, folder / "gradio", time.monotonic() - started)
     finally:
         process.kill()  # its files lie in the folder of the test
         process.wait()

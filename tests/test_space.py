@@ -25,7 +25,7 @@ from huggingface_hub import RepoCard
 import synthesize
 from pipeline_zerostereo import ANAGLYPH_MATRICES, FRAME_SIZES, SIDE_BY_SIDE_LAYOUTS, StereoImageProcessor
 from tests import odd_photos
-from tests.space_server import ROOT, SPACE, WEIGHTS, served_space, space_modules
+from tests.space_server import ROOT, SPACE, WEIGHTS, ServedSpace, served_space, space_modules
 from tests.test_repository import code_blocks, requirement_lines
 from tests.tiny_components import must_not_run
 
@@ -469,9 +469,14 @@ def test_the_folder_is_complete_where_links_are_files(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served_space(tmp_path_factory.mktemp("space")) as url:
-        yield url
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedSpace]:
+    with served_space(tmp_path_factory.mktemp("space")) as server:
+        yield server
+
+
+@pytest.fixture
+def address(served: ServedSpace) -> str:
+    return served.url
 
 
 def connect(address: str, folder: Path) -> Any:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from pipeline_zerostereo import ZeroStereoPipeline
-from tests.space_server import ROOT, WEIGHTS, served_space
+from tests.space_server import ROOT, WEIGHTS, ServedSpace, served_space
 
 pytest.importorskip("selenium", reason="needs the module 'selenium', which is not installed")
 from selenium import webdriver
@@ -54,9 +54,14 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served_space(tmp_path_factory.mktemp("space")) as url:
-        yield url
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedSpace]:
+    with served_space(tmp_path_factory.mktemp("space")) as server:
+        yield server
+
+
+@pytest.fixture
+def address(served: ServedSpace) -> str:
+    return served.url
 
 
 class Visitor:
