@@ -19,7 +19,6 @@ after the first.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -46,7 +45,7 @@ from training.run import write_text_atomically
 PHOTO = ROOT / "examples" / "coffee.png"
 WARM_SIZE = (600, 400)  # width, height in px
 PARALLEL_SIZE = (192, 128)
-MIXED_SIZES = ((160, 120), (320, 240), (240, 400), (480, 360), (640, 480))
+MIXED_SIZES = ((160, 120), (320, 240), (240, 320), (400, 300), (480, 360))
 CANCELLED_STEPS = 100  # enough to be running still when it is cancelled
 MAX_GROWTH = 0.05
 FULL = "queue is full"
@@ -65,14 +64,14 @@ class Load:
         cancel_every: one in so many requests of a block is cancelled.
     """
 
-    warm: int = 8
+    warm: int = 5
     parallel: int = 50
     blocks: int = 10
     block: int = 20
     cancel_every: int = 7
 
 
-QUICK = Load(warm=1, parallel=3, blocks=2, block=4, cancel_every=3)
+QUICK = Load(warm=1, parallel=2, blocks=2, block=2, cancel_every=2)
 
 
 def cut_photo(folder: Path, number: int, size: tuple[int, int]) -> Path:
@@ -113,7 +112,7 @@ def timed(function: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
-def run_all(functions: list[Callable[[], None]]) -> None:
+def run_all(functions: list[Callable[[], Any]]) -> None:
     """Run functions at once, each in its thread, and wait for all.
 
     Raises:
@@ -121,7 +120,7 @@ def run_all(functions: list[Callable[[], None]]) -> None:
     """
     errors: list[Exception] = []
 
-    def guard(function: Callable[[], None]) -> None:
+    def guard(function: Callable[[], Any]) -> None:
         try:
             function()
         except Exception as error:
@@ -302,11 +301,14 @@ def main(arguments: list[str] | None = None) -> int:
         served_space(Path(name), OMP_NUM_THREADS=str(os.cpu_count())) as served,
     ):
         folder = Path(name)
-        figures = {
-            "latency": measure_latency(served, folder, load.warm),
-            "parallel": measure_parallel(served, folder, load.parallel),
-            "memory": measure_memory(served, folder, load),
-        }
+        figures: dict[str, Any] = {}
+        for name, measure in (
+            ("latency", lambda: measure_latency(served, folder, load.warm)),
+            ("parallel", lambda: measure_parallel(served, folder, load.parallel)),
+            ("memory", lambda: measure_memory(served, folder, load)),
+        ):
+            figures[name] = measure()
+            print(f"{name}: {figures[name]}", flush=True)
     machine = {"cores": os.cpu_count(), "load_before": load_average, "photograph": WARM_SIZE}
     targets = judge(figures)
     print(f"\n{machine['cores']} cores, load {load_average:.1f} before; photograph {WARM_SIZE[0]}x{WARM_SIZE[1]}\n")

@@ -102,7 +102,11 @@ class Visitor:
 
     def choose(self, photo: Path) -> None:
         self.find("#photo input[type=file]").send_keys(str(photo))
-        self.find("#photo img")
+        self.wait_for_upload()
+
+    def wait_for_upload(self) -> None:
+        """Wait until the server has the photograph: it is shown from there."""
+        self.find("#photo img[src*='/file=']")
 
     def make_pair(self) -> None:
         self.find("#make").click()
@@ -266,10 +270,9 @@ def test_a_picture_of_the_camera_and_a_pasted_one_are_photographs(browser: Any, 
     visitor.find("#photo button[aria-label='Capture from camera']").click()
     visitor.find("#photo [title='grant webcam access'] button, #photo button[title='grant webcam access']").click()
     visitor.find("#photo button[aria-label='capture photo']").click()
-    visitor.find("#photo img")
+    visitor.wait_for_upload()
     visitor.make_pair()
-    visitor.find("#photo button[aria-label='Clear'], #photo button[aria-label='Remove Image']").click()
-    visitor.wait(lambda: not browser.find_elements(By.CSS_SELECTOR, "#photo img"))
+    visitor = Visitor(browser, address, screenshots, 1280)
     origin = "://".join(urlsplit(address)[:2])
     permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
     browser.execute_cdp_cmd("Browser.grantPermissions", {"origin": origin, "permissions": permissions})
@@ -281,7 +284,7 @@ def test_a_picture_of_the_camera_and_a_pasted_one_are_photographs(browser: Any, 
     )
     assert browser.execute_async_script(copy)
     visitor.find("#photo button[aria-label='Paste from clipboard']").click()
-    visitor.find("#photo img")
+    visitor.wait_for_upload()
     visitor.make_pair()
     assert "of 90 px" in visitor.status()
 
@@ -293,14 +296,14 @@ def test_who_waits_sees_their_place_and_who_cancels_frees_the_device(
 
     visitor = Visitor(browser, address, screenshots, 1280)
     other = Client(address, verbose=False, download_files=str(tmp_path))
-    working = other.submit(handle_file(str(PHOTO)), steps=1000, api_name="/stereo_pair")
+    working = other.submit(handle_file(str(PHOTO)), steps=100, target_view="both", api_name="/stereo_pair")
     visitor.wait(lambda: working.status().code.name in ("PROCESSING", "PROGRESS"))
     visitor.choose(PHOTO)
     visitor.find("#make").click()
     visitor.wait(lambda: re.search(r"queue: 1/1", visitor.status()))
     visitor.shoot("queue")
     assert visitor.wait(lambda: other.predict(api_name="/cancel") == "Cancelled.")
-    visitor.wait(lambda: "Done" in visitor.status())  # a thousand steps take longer than that waits
+    visitor.wait(lambda: "Done" in visitor.status())
     with pytest.raises(Exception, match="Cancelled"):
         working.result(WAIT_S)
 
