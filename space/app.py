@@ -84,6 +84,7 @@ CSS = """
 *:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
+  footer .divider { display: none !important; } /* Gradio hides what stands before it */
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """
@@ -194,7 +195,7 @@ class Page:
             self.depth_map = gr.File(
                 label="Your own depth map (brighter = nearer)",
                 file_types=[".png", ".tif", ".tiff", ".pfm", ".jpg", ".jpeg", ".webp"],
-                height=110,
+                height=150,
                 elem_id="depth_map",
             )
 

@@ -25,6 +25,7 @@ from huggingface_hub import RepoCard
 import synthesize
 from pipeline_zerostereo import ANAGLYPH_MATRICES, FRAME_SIZES, SIDE_BY_SIDE_LAYOUTS, StereoImageProcessor
 from tests import odd_photos
+from tests.loopback_hub import LoopbackHub
 from tests.space_server import ROOT, SPACE, WEIGHTS, ServedSpace, served_space, space_modules
 from tests.test_repository import code_blocks, requirement_lines
 from tests.tiny_components import must_not_run
@@ -440,6 +441,17 @@ def test_front_matter_and_pins_agree_with_what_is_tested():
     card = RepoCard.load(SPACE / "README.md").data.to_dict()
     pins = dict(line.split("==") for line in requirement_lines(ROOT / "requirements-space.txt") if "==" in line)
     assert (card["sdk"], card["sdk_version"], card["app_file"]) == ("gradio", pins["gradio"], "app.py")
+    assert {card["colorFrom"], card["colorTo"]} <= {
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+    }
+    assert len(card["short_description"]) <= 60  # what the Hub refuses otherwise
     deployed = dict(line.split("==") for line in requirement_lines(SPACE / "requirements.txt"))
     assert (2, 8) <= tuple(map(int, deployed.pop("torch").split(".")[:2])) <= (2, 11)  # what ZeroGPU offers
     tested = dict(line.split("==") for line in requirement_lines(ROOT / "requirements.txt")) | pins
@@ -463,6 +475,34 @@ def test_the_folder_is_complete_where_links_are_files(tmp_path: Path):
     }
     assert not {name for name in imported if name and name.split(".")[0] in ("space", "pipeline_zerostereo")}
     assert "torch.compile" not in "".join((SPACE / module).read_text(encoding="utf-8") for module in modules)
+
+
+DEPLOY = """
+import sys
+from huggingface_hub import HfApi, RepoCard, snapshot_download
+api = HfApi()
+api.create_repo("me/page", repo_type="space", space_sdk="gradio")
+api.upload_folder(repo_id="me/page", repo_type="space", folder_path=sys.argv[1], ignore_patterns="__pycache__/*")
+RepoCard.load("me/page", repo_type="space").validate(repo_type="space")
+snapshot_download("me/page", repo_type="space", local_dir=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_the_folder_runs_where_it_was_deployed(photo_file: Path, tmp_path: Path):
+    deployed = tmp_path / "deployed"
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.run_python(DEPLOY, SPACE, deployed, home=tmp_path / "home")
+        names = set(hub.files("me/page", "spaces"))
+    assert {"app.py", "README.md", "requirements.txt", "examples/coffee.png"} <= names
+    assert not [name for name in names if "pycache" in name]
+    for path in deployed.rglob("*"):
+        assert not path.is_symlink()
+    with served_space(tmp_path, deployed / "app.py", ZEROSTEREO_WEIGHTS=str(WEIGHTS)) as there:
+        client = connect(there.url, tmp_path)
+        parameters = pair_of(client, photo_file, seed=4)[4]
+        client.close()
+    assert (parameters["seed"], parameters["weights"]) == (4, str(WEIGHTS))
 
 
 # --- the served page ---

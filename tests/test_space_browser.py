@@ -214,7 +214,7 @@ def test_a_visitor_gets_the_pair_of_the_pipeline(browser: Any, address: str, scr
     visitor.shoot("Points glb")
     assert "/points.ply" in paths
 
-    pipe = ZeroStereoPipeline.from_pretrained(WEIGHTS)
+    pipe: Any = ZeroStereoPipeline.from_pretrained(WEIGHTS)
     pipe.set_progress_bar_config(disable=True)
     pair = pipe(
         PIL.Image.open(PHOTO), disparity_scale=0.06, num_inference_steps=1, generator=torch.Generator().manual_seed(0)
@@ -309,6 +309,9 @@ def test_who_waits_sees_their_place_and_who_cancels_frees_the_device(
 
     browser.execute_script("arguments[0].click()", visitor.find("#advanced button"))
     visitor.enter("steps", 100)
+    visitor.wait(
+        lambda: browser.execute_script("return document.querySelector('#steps input[type=range]').value") == "100"
+    )
     visitor.find("#make").click()
     visitor.wait(lambda: re.search(r"step \d+ of 100, about \d+ s left", visitor.status()))
     visitor.shoot("running")
@@ -358,7 +361,7 @@ def test_the_page_is_dark_where_that_is_wished(browser: Any, address: str, scree
     visitor.shoot("dark")
     script = (
         "const style = getComputedStyle(document.querySelector('#intro h1'));"
-        "return [style.color, getComputedStyle(document.body).backgroundColor]"
+        "return [style.color, getComputedStyle(document.querySelector('gradio-app')).backgroundColor]"
         ".map(c => c.match(/\\d+/g).slice(0, 3).reduce((sum, one) => sum + Number(one), 0) / 3)"
     )
     letters, ground = browser.execute_script(script)
