@@ -8,6 +8,7 @@ PHOTO ?= examples/astronaut.png
 OUT ?= out
 SCALE ?= 0.06
 PYTEST_ARGS ?= -n auto
+WEIGHTS ?=
 
 VENV_PYTHON := $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install $(PIP_ARGS)
@@ -16,6 +17,7 @@ PIP_INSTALL = $(VENV_PYTHON) -m pip install $(PIP_ARGS)
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_SPACE := $(VENV)/.installed-space
 VENVS := .venv-minimal .venv-oldest
 
 # Ends a recipe whose interpreter is too old.
@@ -23,7 +25,7 @@ check_python = @$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is need
 	+ sys.version.split()[0] + ": choose one with PYTHON=" if sys.version_info < (3, 11) else 0)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint venvs clean
+.PHONY: help demo space test quick lint venvs clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -32,6 +34,7 @@ help:  ## print this list
 	@echo '  PHOTO         photograph for the demo (now $(PHOTO))'
 	@echo '  OUT           folder for its results (now $(OUT))'
 	@echo '  SCALE         largest disparity, as a share of the width; comfortable to look at (now $(SCALE))'
+	@echo '  WEIGHTS       pipeline folder or Hub id for the web page, instead of the embedded one'
 	@echo '  PYTHON        interpreter to make the environment with, 3.11 or newer (now $(PYTHON))'
 	@echo '  VENV          folder of the environment (now $(VENV))'
 	@echo '  PIP_ARGS      more arguments for pip, such as --index-url for another build of torch'
@@ -40,6 +43,9 @@ help:  ## print this list
 demo: export DEMO_PHOTO := $(value PHOTO)
 demo: $(INSTALLED)  ## make a stereo pair, its maps and pictures from PHOTO into OUT
 	$(VENV_PYTHON) synthesize.py "$$DEMO_PHOTO" --output "$(OUT)" --disparity-scale $(SCALE) --overwrite
+
+space: $(INSTALLED_SPACE)  ## serve the web page at http://127.0.0.1:7860, with WEIGHTS if given
+	$(if $(WEIGHTS),ZEROSTEREO_WEIGHTS="$(WEIGHTS)") $(VENV_PYTHON) space/app.py
 
 test: lint  ## check style and types, then run all tests
 	$(VENV_PYTHON) -m pytest --durations=0 $(PYTEST_ARGS)
@@ -67,7 +73,11 @@ $(INSTALLED): $(CREATED) requirements.txt
 	$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-$(INSTALLED_DEV): $(INSTALLED) requirements-training.txt requirements-extras.txt requirements-dev.txt
+$(INSTALLED_SPACE): $(INSTALLED) requirements-space.txt
+	$(PIP_INSTALL) -r requirements-space.txt
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED) requirements-training.txt requirements-extras.txt requirements-space.txt requirements-dev.txt
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
