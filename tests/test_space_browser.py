@@ -29,7 +29,13 @@ from tests.space_server import ROOT, WEIGHTS, ServedSpace, served_space
 
 pytest.importorskip("selenium", reason="needs the module 'selenium', which is not installed")
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -45,7 +51,13 @@ PHOTO = ROOT / "examples" / "coffee.png"
 TABS = ("Compare", "Wiggle", "Anaglyph", "Side by side", "Disparity", "Confidence", "Invented", "Points", "Files")
 PICTURE_OF_TAB = {"Compare": "compare", "Side by side": "side_by_side"}  # others: the name in lower case
 PHONE_WIDTH = 390
-WAIT_S = 60
+WAIT_S = 120
+MOVING = (  # what a page answers while it is being laid out
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 FLAGS = (
     "--headless=new --no-sandbox --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --enable-unsafe-swiftshader --use-gl=angle --use-angle=swiftshader "
@@ -83,7 +95,7 @@ class Visitor:
 
     def wait(self, condition: Any) -> Any:
         try:
-            return WebDriverWait(self.driver, WAIT_S).until(lambda _: condition())
+            return WebDriverWait(self.driver, WAIT_S, ignored_exceptions=MOVING).until(lambda _: condition())
         except TimeoutException:
             self.driver.save_screenshot(str(self.screenshots / "waited_in_vain.png"))
             raise
@@ -94,6 +106,15 @@ class Visitor:
 
     def find(self, selector: str) -> Any:
         return self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector))[0]
+
+    def click(self, selector: str) -> None:
+        """Click as soon as that is possible: Gradio puts new elements in place of old ones while it loads."""
+
+        def is_clicked() -> bool:
+            self.driver.find_element(By.CSS_SELECTOR, selector).click()
+            return True
+
+        self.wait(is_clicked)
 
     def shoot(self, name: str) -> None:
         self.resize(min(3000, self.driver.execute_script("return document.documentElement.scrollHeight")))
@@ -109,7 +130,7 @@ class Visitor:
         self.find("#photo img[src*='/file=']")
 
     def make_pair(self) -> None:
-        self.find("#make").click()
+        self.click("#make")
         self.wait(lambda: "Done" in self.find("#status").text)
 
     def open_tab(self, name: str) -> None:
@@ -199,7 +220,7 @@ def test_a_visitor_gets_the_pair_of_the_pipeline(browser: Any, address: str, scr
     visitor.open_tab("Points")
     visitor.wait(lambda: visitor.colors_of_cloud() > 100)
     visitor.shoot("Points")
-    visitor.find("#cloud_format input[value=glb]").click()
+    visitor.click("#cloud_format input[value=glb]")
     hosts, paths = set(), ""
 
     def is_glb_there() -> bool:
@@ -221,7 +242,7 @@ def test_a_visitor_gets_the_pair_of_the_pipeline(browser: Any, address: str, scr
     )
     views = pair.left_image[0], pair.right_image[0]
     visitor.open_tab("Files")
-    visitor.find("#write").click()
+    visitor.click("#write")
     files = visitor.wait(visitor.links)
     visitor.shoot("Files")
     assert {"stereo.zip", "disparity.png", "stereo.mpo", "points.ply", "points.glb"} <= files.keys()
@@ -233,7 +254,10 @@ def test_a_visitor_gets_the_pair_of_the_pipeline(browser: Any, address: str, scr
     visitor.enter("convergence", 12)
     visitor.wait(lambda: not visitor.links())  # they were of another convergence
     visitor.wait(lambda: "make the files again" in visitor.find("#files_note").text)
-    visitor.find("#write").click()
+    visitor.wait(
+        lambda: re.search(r'"convergence"\D{0,9}12\b', visitor.find("#parameters").get_attribute("textContent"))
+    )
+    visitor.click("#write")
     files = visitor.wait(visitor.links)
     assert visitor.fetch(files["anaglyph.png"]) == encoded(pipe.image_processor.anaglyph(*views, "dubois", 12), "PNG")
     assert json.loads(visitor.fetch(files["parameters.json"]))["convergence"] == 12
@@ -260,16 +284,21 @@ def test_the_slider_moves_by_key_and_settings_make_new_pictures(browser: Any, ad
 
 def test_an_example_answers_in_one_click(browser: Any, address: str, screenshots: Path):
     visitor = Visitor(browser, address, screenshots, 1280)
-    visitor.find("#examples img").click()
+    visitor.click("#examples img")
     visitor.wait(lambda: "Done" in visitor.find("#status").text)
     visitor.loaded_picture("compare")
 
 
 def test_a_picture_of_the_camera_and_a_pasted_one_are_photographs(browser: Any, address: str, screenshots: Path):
     visitor = Visitor(browser, address, screenshots, 1280)
-    visitor.find("#photo button[aria-label='Capture from camera']").click()
-    visitor.find("#photo [title='grant webcam access'] button, #photo button[title='grant webcam access']").click()
-    visitor.find("#photo button[aria-label='capture photo']").click()
+    visitor.click("#photo button[aria-label='Capture from camera']")
+    visitor.click("#photo [title='grant webcam access'] button, #photo button[title='grant webcam access']")
+    visitor.wait(
+        lambda: browser.execute_script(
+            "const v = document.querySelector('#photo video'); return v && v.readyState >= 2 && v.currentTime > 0"
+        )
+    )
+    visitor.click("#photo button[aria-label='capture photo']")
     visitor.wait_for_upload()
     visitor.make_pair()
     visitor = Visitor(browser, address, screenshots, 1280)
@@ -283,7 +312,7 @@ def test_a_picture_of_the_camera_and_a_pasted_one_are_photographs(browser: Any, 
         "  await navigator.clipboard.write([new ClipboardItem({'image/png': b})]); done(true); })"
     )
     assert browser.execute_async_script(copy)
-    visitor.find("#photo button[aria-label='Paste from clipboard']").click()
+    visitor.click("#photo button[aria-label='Paste from clipboard']")
     visitor.wait_for_upload()
     visitor.make_pair()
     assert "of 90 px" in visitor.status()
@@ -299,7 +328,7 @@ def test_who_waits_sees_their_place_and_who_cancels_frees_the_device(
     working = other.submit(handle_file(str(PHOTO)), steps=100, target_view="both", api_name="/stereo_pair")
     visitor.wait(lambda: working.status().code.name in ("PROCESSING", "PROGRESS"))
     visitor.choose(PHOTO)
-    visitor.find("#make").click()
+    visitor.click("#make")
     visitor.wait(lambda: re.search(r"queue: 1/1", visitor.status()))
     visitor.shoot("queue")
     assert visitor.wait(lambda: other.predict(api_name="/cancel") == "Cancelled.")
@@ -312,10 +341,10 @@ def test_who_waits_sees_their_place_and_who_cancels_frees_the_device(
     visitor.wait(
         lambda: browser.execute_script("return document.querySelector('#steps input[type=range]').value") == "100"
     )
-    visitor.find("#make").click()
+    visitor.click("#make")
     visitor.wait(lambda: re.search(r"step \d+ of 100, about \d+ s left", visitor.status()))
     visitor.shoot("running")
-    visitor.find("#cancel").click()
+    visitor.click("#cancel")
     visitor.wait(lambda: "Cancelled." in visitor.status())
     assert other.predict(handle_file(str(PHOTO)), api_name="/stereo_pair")[4]["steps"] == 1
 
@@ -336,7 +365,7 @@ def test_a_wrong_file_gets_a_message(browser: Any, address: str, screenshots: Pa
     wrong.write_bytes(b"I am not a photograph.")
     visitor = Visitor(browser, address, screenshots, 1280)
     visitor.choose(wrong)
-    visitor.find("#make").click()
+    visitor.click("#make")
     visitor.wait(lambda: "must be an image file" in visitor.find("[data-testid=toast-body]").text)
     visitor.shoot("wrong file")
 
@@ -377,7 +406,7 @@ def test_pictures_of_the_readme_are_small(browser: Any, address: str, screenshot
         ("space_phone.jpg", PHONE_WIDTH, "light", "Disparity"),
     ):
         visitor = Visitor(browser, address, screenshots, width, theme)
-        visitor.find("#examples img").click()
+        visitor.click("#examples img")
         visitor.wait(lambda visitor=visitor: "Done" in visitor.status())
         visitor.open_tab(tab)
         visitor.loaded_picture(tab.lower())
