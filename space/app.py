@@ -436,7 +436,6 @@ def _connect_files(page: Page, handlers: Handlers) -> None:
         [page.files, page.files_note, page.parameters],
         trigger_mode="always_last",
         show_progress="hidden",
-        cancels=[written],
         api_visibility="private",
     )
 

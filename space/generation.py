@@ -524,6 +524,8 @@ class Result:
         folder: where its files are; removed with it.
         is_preview: the full result is still being made.
         shown: settings of the pictures that the page shows of it, None where it shows none.
+        filed: settings of the files that were made or are being made, None where there are none.
+        wanted: settings that the page has now, where they changed since.
     """
 
     photo: Photo
@@ -535,6 +537,8 @@ class Result:
     folder: Path
     is_preview: bool
     shown: Any = None
+    filed: Any = None
+    wanted: Any = None
 
     def memory_bytes(self) -> int:
         """Roughly what it holds: pictures, maps and the file."""

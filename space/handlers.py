@@ -378,11 +378,16 @@ class Handlers:
         return (*self._render(result, wanted), cloud, self._parameters(result, pictures))
 
     def outdate(self, convergence: float, frame_ms: float, loop: bool, fov_deg: float, request: gr.Request) -> tuple:
-        """Take back files that were made with other settings, and show the parameters of the present ones."""
+        """Take back files that were made with other settings, and show the parameters of the present ones.
+
+        On a busy machine a change is told late, after files were asked for with the very settings: those stay.
+        """
         result = self.sessions.get(user_of(request))
         if result is None or result.is_preview:
             return None, "", gr.skip()
-        return None, OUTDATED, self._parameters(result, picture_settings(convergence, frame_ms, loop, fov_deg))
+        result.wanted = picture_settings(convergence, frame_ms, loop, fov_deg)
+        parameters = self._parameters(result, result.wanted)
+        return (gr.skip(), gr.skip(), parameters) if result.filed == result.wanted else (None, OUTDATED, parameters)
 
     def _wiggle(self, result: Result, pictures: PictureSettings) -> str:
         with telling_refusals():
@@ -474,7 +479,11 @@ class Handlers:
         if result.is_preview:
             raise gr.Error("There is only a preview yet. Wait for the result, or make the pair again.")
         pictures = picture_settings(convergence, frame_ms, loop, fov_deg)
-        return self._make_downloads(result, pictures, progress), self._parameters(result, pictures)
+        result.filed = result.wanted = pictures
+        paths = self._make_downloads(result, pictures, progress)
+        if result.wanted != pictures:  # changed on the page while the files were written
+            raise gr.Error(OUTDATED, print_exception=False)
+        return paths, self._parameters(result, pictures)
 
     def _make_downloads(self, result: Result, pictures: PictureSettings, progress: Any) -> list[str]:
         """Write every file one after the other, then the archive; returns the archive first."""

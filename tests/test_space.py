@@ -459,6 +459,33 @@ def test_a_client_that_asks_again_after_its_connection_was_lost_keeps_its_result
     assert sessions.get("bob") is not None
 
 
+def test_files_go_when_settings_change_and_stay_where_the_change_is_told_late(
+    space: SimpleNamespace, studio: Any, tmp_path: Path
+):
+    handlers = space.handlers.Handlers(studio, space.generation.Sessions(tmp_path / "kept"))
+    path = tmp_path / "photo.png"
+    odd_photos.picture(0).save(path)
+    photo = space.generation.read_photo(path, handlers.processor, 512)
+    *_, _ = handlers._make("ann", photo, settings(space), None)
+    ann = SimpleNamespace(session_hash="ann")
+
+    def write(convergence: int, progress: Any = lambda *_, **__: None) -> tuple:
+        return handlers.downloads(convergence, 250, True, 60.0, progress=progress, request=ann)
+
+    files, parameters = write(3)
+    assert len(files) > 10 and parameters["convergence"] == 3
+    files, note, parameters = handlers.outdate(3, 250, True, 60.0, ann)  # told late
+    assert files == note == space.handlers.gr.skip() and parameters["convergence"] == 3
+    files, note, parameters = handlers.outdate(4, 250, True, 60.0, ann)
+    assert (files, note, parameters["convergence"]) == (None, space.handlers.OUTDATED, 4)
+
+    def change_meanwhile(*_: Any, **__: Any) -> None:
+        handlers.outdate(5, 250, True, 60.0, ann)
+
+    with pytest.raises(space.handlers.gr.Error, match="The settings changed: make the files again"):
+        write(4, change_meanwhile)
+
+
 # --- the folder that is deployed ---
 
 
