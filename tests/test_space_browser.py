@@ -337,10 +337,14 @@ def test_who_waits_sees_their_place_and_who_cancels_frees_the_device(
         working.result(WAIT_S)
 
     browser.execute_script("arguments[0].click()", visitor.find("#advanced button"))
-    visitor.enter("steps", 100)
-    visitor.wait(
-        lambda: browser.execute_script("return document.querySelector('#steps input[type=range]').value") == "100"
-    )
+
+    def steps_are_kept() -> bool:
+        """Enter the steps until they stay: the part of the page that just opened is laid out anew once."""
+        visitor.enter("steps", 100)
+        time.sleep(1)
+        return browser.execute_script("return document.querySelector('#steps input[type=range]').value") == "100"
+
+    visitor.wait(steps_are_kept)
     visitor.click("#make")
     visitor.wait(lambda: re.search(r"step \d+ of 100, about \d+ s left", visitor.status()))
     visitor.shoot("running")
