@@ -2,7 +2,7 @@
 """The paper's ablation in small: which part of the method helps a stereo network, at a budget that two cores can pay.
 
     python -m benchmarks.ablation --work out/ablation --json benchmarks/results/ablation.json    # once per core
-    python -m benchmarks.ablation --work out/ablation --picture docs/pictures/motorcycle.png    # of its networks
+    python -m benchmarks.ablation --work out/ablation --picture docs/pictures/motorcycle.jpg    # of its networks
     python -m benchmarks.ablation --work out/ablation --max-pairs 64,256,1k --json out/scale.json
     python -m benchmarks.ablation --work out/smoke --smoke                          # a minute: does it run?
 
@@ -427,7 +427,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="what is finished is kept here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument(
-        "--picture", type=Path, metavar="PNG", help="draw what networks of the first seed find on Motorcycle"
+        "--picture", type=Path, metavar="FILE", help="draw what networks of the first seed find on Motorcycle"
     )
     parser.add_argument(
         "--max-pairs", type=parse_counts, metavar="N,N,...", help="data-scale curve instead of the rows; 1k = 1024"
@@ -488,7 +488,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{comparison}")
     if options.picture:
         sheet = io.BytesIO()
-        draw_motorcycle(options.work, [ROWS[0].name, ROWS[-1].name], size, 0, options.device).save(sheet, "PNG")
+        picture = draw_motorcycle(options.work, [ROWS[0].name, ROWS[-1].name], size, 0, options.device)
+        picture.save(sheet, "PNG" if options.picture.suffix.lower() == ".png" else "JPEG", quality=90)
         write_whole(options.picture, sheet.getvalue())
     if options.json:
         record = {"size": asdict(size), "network": NETWORK, "refinements": REFINEMENTS, "constants_px": constants}

@@ -199,7 +199,7 @@ def test_figures_and_pictures_go_to_tensorboard(tmp_path, require):
     ("changes", "error", "message"),
     [
         ({"data": ("pairs:/nowhere:1",)}, FileNotFoundError, "`root` must be the folder of a build"),
-        ({"base": "/nowhere.pth"}, FileNotFoundError, "`checkpoint` must be a file"),
+        ({"base": "/nowhere.pth"}, FileNotFoundError, "`base` must be a file that exists"),
         ({"correlation_levels": 5}, ValueError, "`correlation_levels` must be 1 to 4; got 5"),
         ({"total_batch_size": 3}, ValueError, "`total_batch_size` must be a multiple of"),
     ],
