@@ -119,7 +119,7 @@ def pins(name: str) -> dict[str, str]:
 
 def test_card_requirements_and_constants_agree():
     claim = f"Needs diffusers >= {MIN_DIFFUSERS}, transformers >= {MIN_TRANSFORMERS}."
-    for document in ("model_card.md", "README.md", "weights/zerostereo-tiny/README.md"):
+    for document in ("model_card.md", "docs/using.md", "weights/zerostereo-tiny/README.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         assert re.findall(r"Needs diffusers >= [^\n]*", text) == [claim], document
     oldest, minimal, usual = (pins(f"requirements{end}.txt") for end in ("-oldest", "-minimal", ""))
