@@ -14,7 +14,6 @@ from PIL import Image
 
 from training.data_mixture import (
     DataMixture,
-    DataSource,
     PhotographFolder,
     SceneRequest,
     Slot,
@@ -22,10 +21,10 @@ from training.data_mixture import (
     describe_bad_samples,
     epoch_order,
     open_source,
-    parse_source,
     render_request,
     render_sources,
 )
+from training.data_sources import DataSource
 from training.disparity_readers import DataFileError
 from training.stereo_datasets import CREStereo
 
@@ -60,8 +59,8 @@ def photo_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def sources(stereo_root, photo_root) -> tuple[DataSource, ...]:
     return (
-        DataSource("crestereo", stereo_root, 0.3),
-        DataSource("photos", photo_root, 0.5),
+        DataSource("crestereo", str(stereo_root), 0.3),
+        DataSource("photos", str(photo_root), 0.5),
         DataSource("procedural", None, 0.2),
     )
 
@@ -80,50 +79,6 @@ def assert_equal_batches(first: dict, second: dict) -> None:
         for name, value in samples.items():
             same = torch.equal(value, second[kind][name]) if torch.is_tensor(value) else value == second[kind][name]
             assert same, (kind, name)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line's form
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("sceneflow:/data/sf:0.3", DataSource("sceneflow", Path("/data/sf"), 0.3)),
-        ("photos:C:/my:photos:2", DataSource("photos", Path("C:/my:photos"), 2.0)),
-        ("procedural:0.5", DataSource("procedural", None, 0.5)),
-        ("tartanair:relative dir:1e-3", DataSource("tartanair", Path("relative dir"), 0.001)),
-    ],
-)
-def test_sources_are_parsed(text, expected):
-    assert parse_source(text) == expected
-    assert parse_source(str(expected)) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "`data` must be KIND:ROOT:WEIGHT or procedural:WEIGHT, the weight a number.*; got ''"),
-        ("photos", "must be KIND:ROOT:WEIGHT.*; got 'photos'"),
-        ("photos:/data", "must be KIND:ROOT:WEIGHT.*; got 'photos:/data'"),
-        ("kitti:/data:1", "must name one of the kinds sceneflow, tartanair, .*, photos, procedural; got 'kitti'"),
-        ("photos:0.5", "must be photos:ROOT:WEIGHT; got the folder None"),
-        ("procedural:/data:0.5", "must be procedural:WEIGHT, without a folder; got the folder /data"),
-        ("photos:/data:0", "must have a weight > 0; got 0.0 for photos"),
-        ("photos:/data:-1", "must have a weight > 0; got -1.0"),
-        ("photos:/data:nan", "must have a weight > 0; got nan"),
-        ("photos:/data:inf", "must have a weight > 0; got inf"),
-    ],
-)
-def test_sources_that_break_a_rule(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_source(text)
-
-
-def test_a_source_is_frozen():
-    with pytest.raises(AttributeError):
-        parse_source("procedural:1").weight = 2.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -381,7 +336,7 @@ def test_render_sources_keeps_what_is_loaded(sources):
 def test_small_photographs_are_enlarged_and_say_their_width(tmp_path):
     save_picture(tmp_path / "a.png", 30, 10, seed=0)
     options = {"read_inverse_depth": lambda path: torch.full((1, 10, 30), 0.5)}
-    photos = next(make_mixture([DataSource("photos", tmp_path, 1)], batch_size=1, **options).batches())["photos"]
+    photos = next(make_mixture([DataSource("photos", str(tmp_path), 1)], batch_size=1, **options).batches())["photos"]
     assert photos["photograph"].shape == (1, 3, 20, 24)
     assert photos["photograph_width"].tolist() == [63]  # 21 / 10 of 30
     torch.testing.assert_close(photos["normalized_inverse_depth"], torch.full((1, 1, 20, 24), 0.5))
@@ -391,7 +346,7 @@ def test_depth_is_cropped_with_its_photograph(tmp_path):
     stripes = np.where(np.arange(60) % 12 == 5, 200, 20).astype(np.uint8)  # survive any change of colour
     Image.fromarray(np.repeat(np.broadcast_to(stripes, (50, 60))[..., None], 3, axis=2)).save(tmp_path / "a.png")
     options = {"read_inverse_depth": lambda path: (torch.arange(60.0) / 60).expand(1, 50, 60)}
-    mixture = make_mixture([DataSource("photos", tmp_path, 1)], batch_size=6, **options)
+    mixture = make_mixture([DataSource("photos", str(tmp_path), 1)], batch_size=6, **options)
     photos = next(mixture.batches())["photos"]
     columns = (60 * photos["normalized_inverse_depth"][:, 0]).round().long()  # [6,*CROP]
     assert len(columns[:, 0, 0].unique()) > 3
@@ -428,7 +383,7 @@ def test_processes_share_the_batch_of_one(sources):
 
 
 def test_a_sample_looks_different_in_every_round(stereo_root):
-    mixture = make_mixture([DataSource("crestereo", stereo_root, 1.0)], batch_size=5)
+    mixture = make_mixture([DataSource("crestereo", str(stereo_root), 1.0)], batch_size=5)
     first, second = (mixture.load_step(step).batch["stereo"] for step in range(2))
     assert sorted(first["name"]) == sorted(second["name"])
     for name, image in zip(first["name"], first["left_image"], strict=True):
@@ -445,7 +400,7 @@ def broken(tmp_path) -> DataSource:
     for number in range(4):
         save_picture(tmp_path / f"{number}.png", 30, 25, seed=number)
     (tmp_path / "2.png").write_bytes(b"no photograph")
-    return DataSource("photos", tmp_path, 1.0)
+    return DataSource("photos", str(tmp_path), 1.0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -477,7 +432,7 @@ def test_a_truncated_map_is_a_bad_sample(stereo_root, tmp_path):
     shutil.copytree(stereo_root, tmp_path / "copy")
     path = tmp_path / "copy/tree/3_left.disp.png"
     path.write_bytes(path.read_bytes()[:100])
-    sources = [DataSource("crestereo", tmp_path / "copy", 1.0)]
+    sources = [DataSource("crestereo", str(tmp_path / "copy"), 1.0)]
     with pytest.raises(DataFileError, match=f"^{path}: must be a 16-bit grey PNG"):
         next(make_mixture(sources).batches())
     mixture = make_mixture(sources, on_bad_sample="skip")
@@ -522,9 +477,9 @@ def test_options_that_break_a_rule(sources, options, message):
 
 
 def test_sources_are_opened_by_their_kind(stereo_root, photo_root, tmp_path):
-    assert isinstance(open_source(DataSource("crestereo", stereo_root, 1)), CREStereo)
-    assert isinstance(open_source(DataSource("photos", photo_root, 1)), PhotographFolder)
+    assert isinstance(open_source(DataSource("crestereo", str(stereo_root), 1)), CREStereo)
+    assert isinstance(open_source(DataSource("photos", str(photo_root), 1)), PhotographFolder)
     assert open_source(DataSource("procedural", None, 1)) is None
     for kind in ("sceneflow", "tartanair", "vkitti2", "fallingthings"):
         with pytest.raises(FileNotFoundError, match=f"in its layout; {tmp_path} has 0 files"):
-            open_source(DataSource(kind, tmp_path, 1))
+            open_source(DataSource(kind, str(tmp_path), 1))

@@ -11,9 +11,10 @@ from tests.loopback_hub import LoopbackHub
 from tests.test_mfs35k import make_sample
 from tests.test_pair_dataset import ROOT, write_rows
 from training import pair_mixture
+from training.data_sources import DataSource, parse_source
 from training.disparity_readers import DataFileError
 from training.pair_dataset import MfsPairs, ParquetPairs
-from training.pair_mixture import KINDS, PairMixture, PairSource, open_source, parse_pair_source
+from training.pair_mixture import EXAMPLE_SOURCE, KINDS, PairMixture, open_source
 
 CROP = (24, 32)
 
@@ -35,7 +36,7 @@ def layout(tmp_path_factory) -> Path:
 
 def make_mixture(*texts: str, **changes) -> PairMixture:
     options = {"seed": 3, "batch_size": 4, "crop_size": CROP} | changes
-    return PairMixture([parse_pair_source(text) for text in texts], **options)
+    return PairMixture([parse_source(text, KINDS, EXAMPLE_SOURCE) for text in texts], **options)
 
 
 def finished(mixture: PairMixture, steps: int, first: int = 0) -> list[dict]:
@@ -53,45 +54,16 @@ def kind_of(name: str) -> str:
     return "mfs35k" if name.startswith("left/") else "pairs" if "build" in name else "procedural"
 
 
-# --- the command line's words ---
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("pairs:out/pairs:0.5", PairSource("pairs", "out/pairs", 0.5)),
-        ("hub:me/pairs@v1:2", PairSource("hub", "me/pairs@v1", 2.0)),
-        ("mfs35k:c:/data/list.txt:1", PairSource("mfs35k", "c:/data/list.txt", 1.0)),
-        ("procedural:0.25", PairSource("procedural", None, 0.25)),
-    ],
-)
-def test_sources_are_read_and_written(text, expected):
-    assert parse_pair_source(text) == expected == parse_pair_source(str(expected))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("pairs:out/pairs", "`data` must be KIND:ROOT:WEIGHT .* pairs:out/pairs:0.5; got 'pairs:out/pairs'"),
-        ("photos:a:1", "`data` must name one of the kinds pairs, hub, mfs35k, sceneflow.*; got 'photos'"),
-        ("pairs:1", "`data` must be pairs:ROOT:WEIGHT; got the root None"),
-        ("procedural:a:1", "`data` must be procedural:WEIGHT, without a folder; got the root a"),
-        ("procedural:0", "`data` must have a weight > 0; got 0.0 for procedural"),
-        ("procedural:inf", "`data` must have a weight > 0; got inf"),
-    ],
-)
-def test_other_words_are_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_pair_source(text)
+# --- sources ---
 
 
 def test_kinds_are_opened_by_their_reader(build, layout):
-    assert isinstance(open_source(parse_pair_source(f"pairs:{build}:1")), ParquetPairs)
-    assert isinstance(open_source(parse_pair_source(f"mfs35k:{layout}:1")), MfsPairs)
-    assert open_source(parse_pair_source("procedural:1")) is None
+    assert isinstance(open_source(DataSource("pairs", str(build), 1)), ParquetPairs)
+    assert isinstance(open_source(DataSource("mfs35k", str(layout), 1)), MfsPairs)
+    assert open_source(DataSource("procedural", None, 1)) is None
     assert {"sceneflow", "tartanair", "crestereo", "vkitti2", "fallingthings"} < set(KINDS)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        open_source(parse_pair_source("tartanair:/nowhere:1"))
+        open_source(DataSource("tartanair", "/nowhere", 1))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +206,9 @@ from huggingface_hub import HfApi
 api = HfApi()
 api.create_repo("me/pairs", repo_type="dataset")
 api.upload_folder(repo_id="me/pairs", repo_type="dataset", folder_path={str(build)!r})
-from training.pair_mixture import PairMixture, parse_pair_source
-sources = [parse_pair_source("hub:me/pairs:1"), parse_pair_source("procedural:1")]
+from training.data_sources import DataSource
+from training.pair_mixture import PairMixture
+sources = [DataSource("hub", "me/pairs", 1), DataSource("procedural", None, 1)]
 names = []
 for workers in (0, 2):
     mixture = PairMixture(sources, seed=1, batch_size=4, crop_size=(24, 32), workers=workers)

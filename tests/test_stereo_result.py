@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tests.stereo_network_helpers import make_small_igev, make_small_raft
-from training.pair_mixture import PairSource
+from training.data_sources import DataSource
 from training.stereo_options import StereoConfig
 from training.stereo_result import command_line, data_lines, figure_lines, make_card, public_source
 
@@ -80,9 +80,9 @@ def test_the_command_has_what_is_not_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (PairSource("mfs35k", "/data/mfs/list.txt", 2.0), "mfs35k:list.txt:2.0"),
-        (PairSource("hub", "a/b@v1", 0.5), "hub:a/b@v1:0.5"),
-        (PairSource("procedural", None, 1.0), "procedural:1.0"),
+        (DataSource("mfs35k", "/data/mfs/list.txt", 2.0), "mfs35k:list.txt:2.0"),
+        (DataSource("hub", "a/b@v1", 0.5), "hub:a/b@v1:0.5"),
+        (DataSource("procedural", None, 1.0), "procedural:1.0"),
     ],
 )
 def test_sources_lose_their_folders(source, expected):
@@ -90,7 +90,7 @@ def test_sources_lose_their_folders(source, expected):
 
 
 def test_shares_of_the_data():
-    sources = [PairSource("procedural", None, 1.0), PairSource("hub", "a/b@v1", 4.0), PairSource("pairs", "/x/y", 3.0)]
+    sources = [DataSource("procedural", None, 1.0), DataSource("hub", "a/b@v1", 4.0), DataSource("pairs", "/x/y", 3.0)]
     assert data_lines(sources)[2:] == [
         "| procedural scenes of this project | procedural | 12.5 % |",
         "| a/b@v1 | hub | 50 % |",

@@ -32,7 +32,6 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline_zerostereo import StereoImageProcessor
 from training.augmentation import augment_for_fine_tuning, enlarge_to_fit, resize_sample
+from training.data_sources import PROCEDURAL, DataSource
 from training.disparity_readers import DataFileError
 from training.procedural_scenes import render_scenes, scene_generator
 from training.stereo_datasets import (
@@ -63,8 +63,9 @@ STEREO_KINDS: dict[str, type[StereoDataset]] = {
     "vkitti2": VirtualKITTI2,
     "fallingthings": FallingThings,
 }
-PHOTOS, PROCEDURAL = "photos", "procedural"
+PHOTOS = "photos"
 KINDS = (*STEREO_KINDS, PHOTOS, PROCEDURAL)
+EXAMPLE_SOURCE = "photos:/data/photographs:0.5"
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
 PHOTO_LONGEST_SIDE = 1024  # px: a crop of a larger photograph would show no more than a detail
 UNREADABLE = (  # what Pillow's decoders and `StereoImageProcessor.preprocess` raise for a file
@@ -83,54 +84,6 @@ ReadInverseDepth = Callable[[Path], Tensor]  # photograph's file -> [1,h,w] floa
 # ---------------------------------------------------------------------------------------------------------------------
 # What is mixed
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """One part of a mixture.
-
-    Attributes:
-        kind: one of KINDS.
-        root: its folder; None for procedural scenes.
-        weight: its share of the samples is this over the sum of all weights.
-    """
-
-    kind: str
-    root: Path | None
-    weight: float
-
-    def __post_init__(self):
-        """Check kind, root and weight."""
-        if self.kind not in KINDS:
-            raise ValueError(f"`data` must name one of the kinds {', '.join(KINDS)}; got {self.kind!r}.")
-        if (self.root is None) != (self.kind == PROCEDURAL):
-            rule = "procedural:WEIGHT, without a folder" if self.kind == PROCEDURAL else f"{self.kind}:ROOT:WEIGHT"
-            raise ValueError(f"`data` must be {rule}; got the folder {self.root}.")
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"`data` must have a weight > 0; got {self.weight} for {self.kind}.")
-
-    def __str__(self) -> str:
-        """Write the source as on the command line."""
-        return ":".join(str(part) for part in (self.kind, self.root, self.weight) if part is not None)
-
-
-def parse_source(text: str) -> DataSource:
-    """Read KIND:ROOT:WEIGHT, or procedural:WEIGHT; the root may contain colons.
-
-    Raises:
-        ValueError: another form, an unknown kind, no folder where there must be one, or a weight that is no number
-            above 0.
-    """
-    kind, _, rest = text.partition(":")
-    root, _, weight = rest.rpartition(":")
-    try:
-        number = float(weight)
-    except ValueError:
-        raise ValueError(
-            "`data` must be KIND:ROOT:WEIGHT or procedural:WEIGHT, the weight a number, for example "
-            f"photos:/data/photographs:0.5; got {text!r}."
-        ) from None
-    return DataSource(kind, Path(root) if root else None, number)
 
 
 class Slot(NamedTuple):
@@ -540,7 +493,7 @@ def open_source(
         return None
     if source.kind == PHOTOS:
         return PhotographFolder(source.root, read_inverse_depth=read_inverse_depth)
-    return STEREO_KINDS[source.kind](source.root)
+    return STEREO_KINDS[source.kind](Path(source.root))
 
 
 def describe_bad_samples(bad_samples: Mapping[str, tuple[str, int]]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from pipeline_zerostereo import decode_latents
 from training.base_model import InpaintingBase, load_base
-from training.data_mixture import DataSource, parse_source
+from training.data_mixture import EXAMPLE_SOURCE, KINDS
+from training.data_sources import DataSource, parse_source
 from training.export_card import parts_that_forbid_pushing
 from training.few_steps import TEACHER_STEPS, Pictures, few_step_loss
 from training.inpainting_loss import InpaintingBatch, inpainting_loss
 from training.lora import ATTENTION_TARGETS, add_lora
 from training.public_parts import Part
-from training.run import RunConfig, option, require
+from training.run import RunConfig, changed, option, require
 
 # ZeroStereo (arXiv 2501.08654) and its official script: 8 samples a pass and 4 passes a step over all processes, the
 # loss over the whole latent, no clipping, no average. The UNet learns in float32 under fp16 autocast.
@@ -60,12 +61,6 @@ COMPILE_OPTIONS: dict[str, Any] = {"layout_optimization": False}
 FEW_STEPS = 4  # denoising steps of a call, for weights that learned to sample in few
 
 Loss = Callable[[nn.Module, InpaintingBatch, torch.Generator], Tensor]
-
-
-def changed(name: str, default: Any) -> Any:
-    """Declare an option of `RunConfig` again, with another default."""
-    inherited = next(field for field in fields(RunConfig) if field.name == name)
-    return option(default, **inherited.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +165,11 @@ class FineTuningConfig(RunConfig):
 
     def sources(self) -> list[DataSource]:
         """Return what `data` names."""
-        return [parse_source(text) for text in self.data]
+        return [parse_source(text, KINDS, EXAMPLE_SOURCE) for text in self.data]
 
     def validation_sources(self) -> list[DataSource]:
         """Return what `validation_data` names."""
-        return [parse_source(text) for text in self.validation_data]
+        return [parse_source(text, KINDS, EXAMPLE_SOURCE) for text in self.validation_data]
 
 
 def make_base(config: FineTuningConfig) -> InpaintingBase:

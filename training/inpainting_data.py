@@ -99,7 +99,7 @@ class MixtureBatches:
         self.cache = config.output / "latents" / f"process-{accelerator.process_index}"
         sources, validation_sources = config.sources(), config.validation_sources()
         roots = [source.root for source in (*sources, *validation_sources) if source.kind == PHOTOS]
-        depth = fill_depth_cache(config, base, accelerator, [root for root in roots if root]) if roots else None
+        depth = fill_depth_cache(config, base, accelerator, [Path(root) for root in roots if root]) if roots else None
         common: dict[str, Any] = {
             "crop_size": (config.crop_size, config.crop_size),
             "on_bad_sample": config.on_bad_sample,

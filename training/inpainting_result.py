@@ -174,7 +174,7 @@ def command_line(config: Any, base: InpaintingBase) -> str:
             words += [flag, Path(value).name if Path(value).is_dir() else f"{name}@{revision}"]
         elif field.name in ("data", "validation_data"):
             sources = config.sources() if field.name == "data" else config.validation_sources()
-            named = [dataclasses.replace(s, root=s.root and Path(s.root.name)) for s in sources]
+            named = [dataclasses.replace(s, root=s.root and Path(s.root).name) for s in sources]
             words += [word for source in named for word in (flag, str(source))]
         elif isinstance(value, tuple):
             words += [flag, *map(str, value)]

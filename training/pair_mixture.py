@@ -19,9 +19,7 @@ A finished batch is a dict of tensors [B,C,*crop_size] by the names of pair_data
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.data_mixture import STEREO_KINDS, SceneRequest, StatelessMixture, render_request
+from training.data_sources import PROCEDURAL, DataSource
 from training.disparity_readers import DataFileError
 from training.pair_dataset import (
     MfsPairs,
@@ -43,63 +42,16 @@ from training.run import step_generator
 from training.stereo_augmentation import augment_pair
 from training.weather import Views, spoil_by_weather
 
-PAIRS, HUB, MFS35K, PROCEDURAL = "pairs", "hub", "mfs35k", "procedural"
+PAIRS, HUB, MFS35K = "pairs", "hub", "mfs35k"
 KINDS = (PAIRS, HUB, MFS35K, *STEREO_KINDS, PROCEDURAL)
+EXAMPLE_SOURCE = "pairs:out/pairs:0.5"
 SCENE_MARGIN_PX = 16  # that scenes are rendered larger than a crop, on each axis: they can be scaled down too
 KEPT_ORDERS = 2  # of each source: the round that is on, and the next one
 
 Pairs = ParquetPairs | MfsPairs | TruePairs
 
 
-@dataclass(frozen=True)
-class PairSource:
-    """One part of a mixture.
-
-    Attributes:
-        kind: one of KINDS.
-        root: folder, file list (mfs35k) or ORG/REPO[@REVISION] (hub); None for procedural scenes.
-        weight: its share of the samples is this over the sum of all weights.
-    """
-
-    kind: str
-    root: str | None
-    weight: float
-
-    def __post_init__(self):
-        """Check kind, root and weight."""
-        if self.kind not in KINDS:
-            raise ValueError(f"`data` must name one of the kinds {', '.join(KINDS)}; got {self.kind!r}.")
-        if (self.root is None) != (self.kind == PROCEDURAL):
-            rule = "procedural:WEIGHT, without a folder" if self.kind == PROCEDURAL else f"{self.kind}:ROOT:WEIGHT"
-            raise ValueError(f"`data` must be {rule}; got the root {self.root}.")
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"`data` must have a weight > 0; got {self.weight} for {self.kind}.")
-
-    def __str__(self) -> str:
-        """Write the source as on the command line."""
-        return ":".join(str(part) for part in (self.kind, self.root, self.weight) if part is not None)
-
-
-def parse_pair_source(text: str) -> PairSource:
-    """Read KIND:ROOT:WEIGHT, or procedural:WEIGHT; the root may contain colons.
-
-    Raises:
-        ValueError: another form, an unknown kind, no root where there must be one, or a weight that is no number
-            above 0.
-    """
-    kind, _, rest = text.partition(":")
-    root, _, weight = rest.rpartition(":")
-    try:
-        number = float(weight)
-    except ValueError:
-        raise ValueError(
-            "`data` must be KIND:ROOT:WEIGHT or procedural:WEIGHT, the weight a number, for example "
-            f"pairs:out/pairs:0.5; got {text!r}."
-        ) from None
-    return PairSource(kind, root or None, number)
-
-
-def open_source(source: PairSource) -> Pairs | None:
+def open_source(source: DataSource) -> Pairs | None:
     """Open a source; None for procedural scenes, which have nothing to open.
 
     Raises:
@@ -163,7 +115,7 @@ class PairMixture:
 
     def __init__(
         self,
-        sources: Sequence[PairSource],
+        sources: Sequence[DataSource],
         *,
         seed: int,
         batch_size: int,

@@ -152,6 +152,12 @@ class RunConfig:
             require(not choices or value in choices, field.name, f"must be one of {choices}", value)
 
 
+def changed(name: str, default: Any) -> Any:
+    """Declare an option of `RunConfig` again, with another default."""
+    inherited = next(field for field in dataclasses.fields(RunConfig) if field.name == name)
+    return option(default, **inherited.metadata)
+
+
 def require(condition: bool, name: str, rule: str, value: Any) -> None:
     """Raise a ValueError that names the option, its rule and the value, unless `condition` holds."""
     if not condition:

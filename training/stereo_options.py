@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from training.fine_tuning import changed
-from training.pair_mixture import PairSource, parse_pair_source
-from training.run import RunConfig, option, require
+from training.data_sources import DataSource, parse_source
+from training.pair_mixture import EXAMPLE_SOURCE, KINDS
+from training.run import RunConfig, changed, option, require
 from training.stereo_inference import load_stereo_network
 from training.stereo_loss import PHOTOMETRIC_RANGES, PHOTOMETRIC_WEIGHT
 from training.stereo_networks.igev_stereo import IGEVStereo
@@ -166,9 +166,9 @@ class StereoConfig(RunConfig):
             owner = "is fixed by `base`" if self.network is None else "is not an option of igev"
             require(getattr(self, name) == defaults[name], name, f"must be left out: it {owner}", getattr(self, name))
 
-    def sources(self) -> list[PairSource]:
+    def sources(self) -> list[DataSource]:
         """Return what `data` names."""
-        return [parse_pair_source(text) for text in self.data]
+        return [parse_source(text, KINDS, EXAMPLE_SOURCE) for text in self.data]
 
     def step_options(self, network: StereoNetwork) -> StepOptions:
         """Return the options of a step for a network."""

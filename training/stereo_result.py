@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
-from training.pair_mixture import HUB, PairSource
+from training.data_sources import DataSource
+from training.pair_mixture import HUB
 from training.run import TrainingRun, write_folder_atomically
 from training.stereo_options import StereoConfig, StereoNetwork
 
@@ -104,12 +105,12 @@ def is_repository(base: str | None) -> bool:
     return base is not None and not Path(base).exists()
 
 
-def hub_names(sources: list[PairSource]) -> list[str]:
+def hub_names(sources: list[DataSource]) -> list[str]:
     """Return the data sets of the Hub among the sources, without revisions."""
     return [str(source.root).partition("@")[0] for source in sources if source.kind == HUB]
 
 
-def public_source(source: PairSource) -> str:
+def public_source(source: DataSource) -> str:
     """Write a source as on the command line; of a path, which is a machine's, only the name."""
     if source.root is None or source.kind == HUB:
         return str(source)
@@ -160,7 +161,7 @@ def public_name(base: str) -> str:
     return base if is_repository(base) else Path(base).name
 
 
-def data_lines(sources: list[PairSource]) -> list[str]:
+def data_lines(sources: list[DataSource]) -> list[str]:
     """Make a table of what the network was trained on."""
     total = sum(source.weight for source in sources)
     rows = ["| Source | Kind | Share |", "| --- | --- | ---: |"]
