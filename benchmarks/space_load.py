@@ -10,7 +10,8 @@ sees the pair before that. Photographs are cut from an example, each another one
 
 - Start: from the start of the process until it answers, and until the first pair is there.
 - At once: requests of as many clients as asked for, each with another seed. Each must answer with its own seed and
-  the very pixels that the pipeline gives when it is called directly, or say that the queue is full.
+  the very pixels that the pipeline gives when it is called directly, with as many threads, or say that the queue is
+  full.
 - Memory: resident size of the server after blocks of requests by two users at the same time, mixed sizes, some
   cancelled while they run. After a cancel, the time until the device is free is measured.
 
@@ -45,7 +46,7 @@ from training.run import write_text_atomically
 PHOTO = ROOT / "examples" / "coffee.png"
 WARM_SIZE = (600, 400)  # width, height in px
 PARALLEL_SIZE = (192, 128)
-MIXED_SIZES = ((160, 120), (320, 240), (240, 320), (400, 300), (480, 360))
+MIXED_SIZES = ((160, 120), (320, 240), (240, 320), (480, 360), (640, 480))
 CANCELLED_STEPS = 100  # enough to be running still when it is cancelled
 MAX_GROWTH = 0.05
 FULL = "queue is full"
@@ -64,7 +65,7 @@ class Load:
         cancel_every: one in so many requests of a block is cancelled.
     """
 
-    warm: int = 5
+    warm: int = 8
     parallel: int = 50
     blocks: int = 10
     block: int = 20
@@ -84,10 +85,10 @@ def cut_photo(folder: Path, number: int, size: tuple[int, int]) -> Path:
     return path
 
 
-def resident_bytes(process_id: int) -> int:
-    """Return the resident memory of a process, as Linux tells it."""
+def resident_mib(process_id: int) -> float:
+    """Return the resident memory of a process in MiB, as Linux tells it."""
     pages = Path(f"/proc/{process_id}/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def pixels_checksum(image: PIL.Image.Image) -> str:
@@ -226,9 +227,9 @@ def cancel_one(client: Client, photo: Path) -> float:
 
 
 def measure_memory(served: ServedSpace, folder: Path, load: Load) -> dict[str, Any]:
-    """Read the server's memory after each block of requests of two users; returns bytes, and s until cancelled."""
+    """Read the server's memory after each block of requests of two users; returns MiB, and s until cancelled."""
     users = [make_client(served, folder / name) for name in ("ann", "bob")]
-    memory: list[int] = []
+    memory: list[float] = []
     cancelled: list[float] = []
 
     def work(user: int, numbers: range) -> None:
@@ -242,13 +243,13 @@ def measure_memory(served: ServedSpace, folder: Path, load: Load) -> dict[str, A
     for block in range(load.blocks):
         numbers = range(block * load.block, (block + 1) * load.block)
         run_all([lambda user=user, numbers=numbers: work(user, numbers[user::2]) for user in range(len(users))])
-        memory.append(resident_bytes(served.process_id))
-        print(f"  after {numbers.stop} requests: {memory[-1] / 2**20:.0f} MiB", flush=True)
+        memory.append(resident_mib(served.process_id))
+        print(f"  after {numbers.stop} requests: {memory[-1]:.0f} MiB", flush=True)
     for client in users:
         client.close()
     return {
         "requests_per_block": load.block,
-        "bytes_after_blocks": memory,
+        "mib_after_blocks": memory,
         "growth": memory[-1] / memory[0] - 1,
         "cancelled": len(cancelled),
         "cancelled_longest_s": max(cancelled),
@@ -266,8 +267,7 @@ def judge(figures: dict[str, Any]) -> dict[str, bool]:
 def table(figures: dict[str, Any]) -> str:
     """Write the figures as a table."""
     latency, parallel, memory = figures["latency"], figures["parallel"], figures["memory"]
-    sizes = [value / 2**20 for value in memory["bytes_after_blocks"]]
-    count = memory["requests_per_block"]
+    sizes, count = memory["mib_after_blocks"], memory["requests_per_block"]
     rows = (
         ("start until the page answers", f"{latency['start_s']:.1f} s"),
         ("start until the first pair with all files", f"{latency['start_to_first_pair_s']:.1f} s"),
@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     load_average = os.getloadavg()[0]
     with (
         tempfile.TemporaryDirectory() as name,
-        served_space(Path(name), OMP_NUM_THREADS=str(os.cpu_count())) as served,
+        served_space(Path(name), OMP_NUM_THREADS=str(torch.get_num_threads())) as served,
     ):
         folder = Path(name)
         figures: dict[str, Any] = {}

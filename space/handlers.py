@@ -29,6 +29,7 @@ from generation import (
     describe_parameters,
     read_depth_map,
     read_photo,
+    return_memory,
     upright_size,
 )
 from pictures import (
@@ -184,6 +185,7 @@ class Handlers:
         finally:
             if not remembered:
                 shutil.rmtree(folder, ignore_errors=True)
+            return_memory()
 
     def _requested(
         self,
@@ -502,6 +504,7 @@ class Handlers:
                 paths.append(path)
         archive = paths[0].with_name("stereo.zip")
         write_zip(archive, paths)
+        return_memory()
         return [str(path) for path in (archive, *paths)]
 
 

@@ -7,8 +7,11 @@ The browser is in test_space_browser.py.
 import ast
 import io
 import json
+import platform
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -240,6 +243,22 @@ def test_a_run_ends_when_its_folder_is_dropped(space: SimpleNamespace, studio: A
     assert len(seen) == 2 and not folder.exists()  # the depth and the preview
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to give memory back")
+def test_freed_memory_goes_back_to_the_system():
+    code = """
+import generation, pathlib
+def resident_mb(): return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+blocks = [bytearray(100_000) for _ in range(3000)]
+kept = blocks[::50]  # no block beside one of these can go by itself
+del blocks
+before = resident_mb()
+generation.return_memory()
+print(before - resident_mb())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=SPACE, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 200
+
+
 def test_what_the_pipeline_refuses_is_told(space: SimpleNamespace, studio: Any, tmp_path: Path):
     with pytest.raises(space.generation.RefusedError, match=r"`max_disparity_px` must lie in \(0, 96\]"):
         run(studio, odd_photos.picture(0), settings(space, strength_px=97.0), tmp_path)
@@ -295,9 +314,16 @@ def test_the_python_line_makes_the_pair_again_bit_for_bit(
 
 def test_the_python_line_names_the_dtypes_that_are_not_the_default(space: SimpleNamespace):
     line = space.generation.python_line(
-        "me/x", "cuda", {"unet": "float16", "depth_estimator": "float32"}, "a.jpg", settings(space), False
+        "me/x", "cuda", 2, {"unet": "float16", "depth_estimator": "float32"}, "a.jpg", settings(space), False
     )
     assert "dtype={'unet': torch.float16, 'default': torch.float32}).to('cuda')" in line
+    assert "threads" not in line
+    ast.parse(line)
+
+
+def test_the_python_line_splits_sums_as_the_page_did(space: SimpleNamespace):
+    line = space.generation.python_line("me/x", "cpu", 3, {}, "a.jpg", settings(space), False)
+    assert "torch.set_num_threads(3)" in line
     ast.parse(line)
 
 
@@ -484,6 +510,36 @@ def test_files_go_when_settings_change_and_stay_where_the_change_is_told_late(
 
     with pytest.raises(space.handlers.gr.Error, match="The settings changed: make the files again"):
         write(4, change_meanwhile)
+
+
+def test_convergence_is_lowered_to_what_a_picture_has_and_later_changes_are_caught_up(
+    space: SimpleNamespace, studio: Any, tmp_path: Path
+):
+    handlers = space.handlers.Handlers(studio, space.generation.Sessions(tmp_path / "kept"))
+    photo = tmp_path / "photo.png"
+    odd_photos.picture(0).resize((70, 50)).save(photo)
+    ann, skip = SimpleNamespace(session_hash="ann"), space.handlers.gr.skip()
+    asked = (8.0, 0.0, "right", "whole", 1, 3, False, 1536)
+    shown = (500, "dubois", "parallel", "full", 250, True, 60.0, "ply")
+    preview, made = handlers.make_pair(photo, None, *asked, *shown, progress=lambda *_, **__: None, request=ann)
+    limit = 14  # a fifth of 70 px; the nearest point is 5.6 px apart
+    for status, *_, control in (preview, made):
+        assert f"Convergence lowered to {limit} px, the most for this picture." in status
+        assert (control["maximum"], control["value"]) == (limit, limit)
+    assert made[11]["convergence"] == limit and preview[11] is None
+    processor, pair = handlers.processor, handlers.sessions.get("ann").pair
+    views = pair.left_image[0], pair.right_image[0]
+    expected = odd_photos.encoded(processor.anaglyph(*views, "dubois", limit), "PNG")
+    assert Path(made[3]).read_bytes() == expected
+
+    assert handlers.catch_up(limit, *shown[1:], ann) == (skip,) * 5
+    changed = (7, "half_color", "cross_eyed", "half", 250, True, 60.0, "glb")
+    _, anaglyph, side_by_side, cloud, parameters = handlers.catch_up(*changed, ann)
+    assert Path(anaglyph).read_bytes() == odd_photos.encoded(processor.anaglyph(*views, "half_color", 7), "PNG")
+    assert Path(side_by_side).name == "stereo_cross_eyed_half.png" and Path(cloud).name == "points.glb"
+    assert parameters["convergence"] == 7
+    assert handlers.catch_up(*changed, ann) == (skip,) * 5
+    assert handlers.catch_up(*changed, SimpleNamespace(session_hash="nobody")) == (skip,) * 5
 
 
 # --- the folder that is deployed ---
