@@ -45,7 +45,8 @@ TITLE = "ZeroStereo"
 INTRODUCTION = f"""# {TITLE}
 One photograph in, a stereo pair out. A network estimates the depth, every pixel moves to its place in the other eye's
 view, and what no eye has seen is invented. Photographs are kept no longer than the visit."""
-# Gradio describes neither the pictures of its slider and examples nor lets the keyboard move the slider.
+# Gradio describes neither the pictures of its slider and examples nor lets the keyboard move the slider; and a phone
+# has the results below its screen.
 SCRIPT = """() => {
   const describe = () => {
     document.querySelectorAll('#compare img').forEach((image, index) => {
@@ -70,6 +71,13 @@ SCRIPT = """() => {
       window.dispatchEvent(new MouseEvent('mouseup', moved));
     });
   };
+  document.addEventListener('click', (event) => {
+    if (!event.target.closest('#make, #examples button')) return;
+    const status = document.querySelector('#status');
+    if (status.getBoundingClientRect().bottom < window.innerHeight) return;
+    const isCalm = window.matchMedia('(prefers-reduced-motion: reduce)').matches;
+    status.scrollIntoView({behavior: isCalm ? 'auto' : 'smooth'});
+  });
   new MutationObserver(describe).observe(document.body, {childList: true, subtree: true});
   describe();
 }"""
@@ -77,13 +85,16 @@ CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 #intro h1 { font-weight: 600; margin-bottom: 0.2em; }
 #intro p { max-width: 60em; color: var(--body-text-color-subdued); }
-#status { min-height: 2.6em; }
+#status { min-height: 5em; overflow: hidden !important; }
+#status:has(> .wrap:not(.hide)) > :last-child { visibility: hidden; } /* progress and errors stand in its place */
+#files .label-clear-button { display: none; } /* Gradio offers to take files off the list */
 #parameters { max-width: 100%; overflow-x: auto; }
 #parameters * { overflow-wrap: anywhere; min-width: 0; }
 #tabs .tab-container button { padding: 8px 9px; font-size: 0.92em; }
 *:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
+  #wiggle, #anaglyph, #side_by_side, #disparity, #confidence, #invented { height: auto !important; min-height: 200px; }
   footer .divider { display: none !important; } /* Gradio hides what stands before it */
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }

@@ -389,6 +389,18 @@ def test_the_page_fits_a_phone(browser: Any, address: str, screenshots: Path):
         assert widest <= PHONE_WIDTH, name
 
 
+@pytest.mark.parametrize("pressed", ["#make", "#examples img"])
+def test_a_phone_scrolls_to_where_the_result_appears(browser: Any, address: str, screenshots: Path, pressed: str):
+    visitor = Visitor(browser, address, screenshots, PHONE_WIDTH)
+    visitor.choose(PHOTO)
+    script = "return document.querySelector('#status').getBoundingClientRect().top / window.innerHeight"
+    browser.execute_script("window.scrollTo(0, 0)")
+    assert browser.execute_script(script) > 1
+    visitor.click(pressed)
+    visitor.wait(lambda: -0.01 < browser.execute_script(script) < 0.5)
+    visitor.wait(lambda: "Done" in visitor.status())
+
+
 def test_the_page_is_dark_where_that_is_wished(browser: Any, address: str, screenshots: Path):
     visitor = Visitor(browser, address, screenshots, PHONE_WIDTH, theme="dark")
     visitor.shoot("dark")
