@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -78,6 +78,7 @@ UNREADABLE = (  # what Pillow's decoders and `StereoImageProcessor.preprocess` r
 )
 CACHED_ORDERS = 64  # permutations kept at hand; one per source and epoch
 
+Loaded = TypeVar("Loaded")
 ReadInverseDepth = Callable[[Path], Tensor]  # photograph's file -> [1,h,w] float in [0,1], of the whole photograph
 
 
@@ -341,14 +342,48 @@ class LoadedStep(NamedTuple):
     error: DataFileError | None = None
 
 
-class _Steps(Dataset[LoadedStep]):
-    """The batches of one process by step; runs in the loader's workers."""
+class _Steps(Dataset[Any]):
+    """What `load_step` gives, by step; runs in the loader's workers."""
 
-    def __init__(self, mixture: DataMixture):
-        self.mixture = mixture
+    def __init__(self, load_step: Callable[[int], Any]):
+        self.load_step = load_step
 
-    def __getitem__(self, step: int) -> LoadedStep:
-        return self.mixture.load_step(step)
+    def __getitem__(self, step: int) -> Any:
+        return self.load_step(step)
+
+
+def load_steps(load_step: Callable[[int], Loaded], first_step: int, workers: int) -> Iterator[Loaded]:
+    """Give load_step(first_step), load_step(first_step + 1), ... without end, in order, loaded ahead by workers.
+
+    Reads and changes no global random state. What is given has an attribute `error`, which is raised where it is not
+    None: an error of a worker that is raised there would come as another one.
+
+    Args:
+        load_step: loads the batch of a step; a method of something that can be pickled.
+        first_step: number of the first one.
+        workers: loader processes; 0 = load in this one.
+    """
+    loader = DataLoader(
+        _Steps(load_step),
+        batch_size=None,
+        sampler=itertools.count(first_step),  # pyright: ignore[reportArgumentType]
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # the loader draws a seed for its workers; not from the global state
+    )
+    for loaded in loader:
+        if loaded.error is not None:
+            raise loaded.error
+        yield loaded
+
+
+def check_loading(workers: int, crop_size: tuple[int, int], rank: int, processes: int) -> None:
+    """Refuse what no process could load by, with a ValueError."""
+    if workers < 0 or min(crop_size) < 1 or not 0 <= rank < processes:
+        raise ValueError(
+            "`workers` must be >= 0, `crop_size` >= 1 px and `rank` in 0 ... processes-1; "
+            f"got {workers}, {crop_size}, and {rank} of {processes}."
+        )
 
 
 class DataMixture:
@@ -390,11 +425,7 @@ class DataMixture:
     ):
         if on_bad_sample not in ("raise", "skip"):
             raise ValueError(f'`on_bad_sample` must be "raise" or "skip"; got {on_bad_sample!r}.')
-        if workers < 0 or min(crop_size) < 1 or not 0 <= rank < processes:
-            raise ValueError(
-                "`workers` must be >= 0, `crop_size` >= 1 px and `rank` in 0 ... processes-1; "
-                f"got {workers}, {crop_size}, and {rank} of {processes}."
-            )
+        check_loading(workers, crop_size, rank, processes)
         self.sources, self.seed, self.crop_size = tuple(sources), seed, crop_size
         self.rank, self.workers, self.on_bad_sample = rank, workers, on_bad_sample
         self.datasets = [open_source(source, read_inverse_depth) for source in sources]
@@ -415,17 +446,7 @@ class DataMixture:
         Raises:
             DataFileError: a sample cannot be read and `on_bad_sample` is "raise", or no sample of a source can.
         """
-        loader = DataLoader(
-            _Steps(self),
-            batch_size=None,
-            sampler=itertools.count(first_step),  # pyright: ignore[reportArgumentType]
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the loader draws a seed for its workers; not from the global state
-        )
-        for loaded in loader:
-            if loaded.error is not None:
-                raise loaded.error
+        for loaded in load_steps(self.load_step, first_step, self.workers):
             for bad in loaded.bad_samples:
                 self.bad_samples[bad.path] = (bad.problem, self.bad_samples.get(bad.path, ("", 0))[1] + 1)
             yield loaded.batch

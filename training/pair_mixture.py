@@ -18,16 +18,21 @@ A finished batch is a dict of tensors [B,C,*crop_size] by the names of pair_data
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from training.data_mixture import STEREO_KINDS, SceneRequest, StatelessMixture, render_request
+from training.data_mixture import (
+    STEREO_KINDS,
+    SceneRequest,
+    StatelessMixture,
+    check_loading,
+    load_steps,
+    render_request,
+)
 from training.data_sources import PROCEDURAL, DataSource
 from training.disparity_readers import DataFileError
 from training.pair_dataset import (
@@ -85,16 +90,6 @@ class LoadedPairs(NamedTuple):
     error: DataFileError | None = None
 
 
-class _Steps(Dataset[LoadedPairs]):
-    """The batches of one process by step; runs in the loader's workers."""
-
-    def __init__(self, mixture: PairMixture):
-        self.mixture = mixture
-
-    def __getitem__(self, step: int) -> LoadedPairs:
-        return self.mixture.load_step(step)
-
-
 class PairMixture:
     """Loads the batches of one process.
 
@@ -125,11 +120,7 @@ class PairMixture:
         processes: int = 1,
         workers: int = 0,
     ):
-        if workers < 0 or min(crop_size) < 1 or not 0 <= rank < processes:
-            raise ValueError(
-                "`workers` must be >= 0, `crop_size` >= 1 px and `rank` in 0 ... processes-1; "
-                f"got {workers}, {crop_size}, and {rank} of {processes}."
-            )
+        check_loading(workers, crop_size, rank, processes)
         self.sources, self.seed, self.crop_size = tuple(sources), seed, crop_size
         self.weather: Views | None = weather
         self.rank, self.workers = rank, workers
@@ -177,18 +168,7 @@ class PairMixture:
         Raises:
             DataFileError: a sample cannot be read.
         """
-        loader = DataLoader(
-            _Steps(self),
-            batch_size=None,
-            sampler=itertools.count(first_step),  # pyright: ignore[reportArgumentType]
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the loader draws a seed for its workers; not from the global state
-        )
-        for loaded in loader:
-            if loaded.error is not None:
-                raise loaded.error
-            yield loaded
+        return load_steps(self.load_step, first_step, self.workers)
 
     def load_step(self, step: int) -> LoadedPairs:
         """Read and augment the samples of one step; what `batches` has the workers do."""
