@@ -204,8 +204,8 @@ def test_a_batch_equals_its_images_one_by_one(either, photos, scheduler):
         single = pipe(photos[b : b + 1], generator=seeded(11 + b), output_type="pt")
         for name in TENSORS:
             found, expected = getattr(batch, name)[b : b + 1], getattr(single, name)
-            torch.testing.assert_close(
-                found, expected, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            torch.testing.assert_close(  # not to the bit: on some CPUs sums are split by the size of the batch
+                found, expected, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
