@@ -21,12 +21,15 @@ from typing import Any
 import gradio as gr
 import torch
 from diffusers import DiffusionPipeline
-from generation import FILLS, MAX_FILE_BYTES, MAX_SIDE, Sessions, Studio
+from fetching import fetch_file
+from generation import FILLS, LONGEST_LOAN_S, MAX_FILE_BYTES, MAX_SIDE, Sessions, Studio
 from handlers import DEFAULT_FOV_DEG, DEFAULT_LARGEST_SIDE, DEFAULT_STRENGTH_PERCENT, Handlers
 from pictures import ANAGLYPH_METHODS, CLOUD_FORMATS, FRAME_SIZES, LAYOUTS, WIGGLE_FRAME_MS
 
 FOLDER = Path(__file__).resolve().parent
 WEIGHTS_VARIABLE = "ZEROSTEREO_WEIGHTS"
+SPACE_VARIABLE = "SPACE_ID"  # set where the page runs on the Hub
+MCP_TOOLS = ("stereo_pair",)  # the other endpoints work on the last pair of a session, and MCP has one for all
 EMBEDDED_WEIGHTS = "weights/zerostereo-tiny"  # below this folder, or below the one above it
 EXAMPLES = sorted(path for path in (FOLDER / "examples").iterdir() if path.suffix in (".jpg", ".png"))
 FIRST_CONVERGENCE_LIMIT = 100  # px, until there is a picture
@@ -44,7 +47,7 @@ WELCOME = "Drop a photograph, or choose an example, and press **Make stereo pair
 TITLE = "ZeroStereo"
 INTRODUCTION = f"""# {TITLE}
 One photograph in, a stereo pair out. A network estimates the depth, every pixel moves to its place in the other eye's
-view, and what no eye has seen is invented. Photographs are kept no longer than the visit."""
+view, and what no eye has seen is invented. Results are forgotten when you leave, uploads within about an hour."""
 # Gradio describes neither the pictures of its slider and examples nor lets the keyboard move the slider; and a phone
 # has the results below its screen.
 SCRIPT = """() => {
@@ -104,25 +107,50 @@ CSS = """
 def find_weights(environment: dict[str, str]) -> tuple[str, str]:
     """Return (what to load, how to print it): the variable's value, else the embedded folder.
 
+    A folder is printed as one beside the work, "./NAME": where it lies here is nobody's business, and a name without
+    the dot would be taken for one of the Hub, where it is somebody else's.
+
     Raises:
         FileNotFoundError: no variable, and no embedded folder.
     """
     given = environment.get(WEIGHTS_VARIABLE)
     if given:
-        return given, given
+        return given, f"./{Path(given).resolve().name}" if Path(given).is_dir() else given
     for folder in (FOLDER, FOLDER.parent):
         if (folder / EMBEDDED_WEIGHTS).is_dir():
-            return str(folder / EMBEDDED_WEIGHTS), EMBEDDED_WEIGHTS
+            return str(folder / EMBEDDED_WEIGHTS), f"./{EMBEDDED_WEIGHTS}"
     raise FileNotFoundError(
         f"{WEIGHTS_VARIABLE} must name a pipeline folder or Hub id where there is no {EMBEDDED_WEIGHTS}; got neither."
     )
 
 
-def load_pipeline(weights: str) -> Any:
+def find_revision(weights: str) -> str | None:
+    """Download a pipeline of the Hub and return its commit; None for a folder."""
+    if Path(weights).is_dir():
+        return None
+    return Path(DiffusionPipeline.download(weights, trust_remote_code=True)).name
+
+
+def python_source(printed: str, revision: str | None, space: str | None) -> str:
+    """Write the Python arguments of `from_pretrained` that load the same weights elsewhere.
+
+    Args:
+        printed: Hub id, or folder as `find_weights` prints it.
+        revision: commit of a Hub id.
+        space: Hub id of the Space that runs, which has its folder of weights among its files.
+    """
+    if revision is not None:
+        return f"{printed!r}, revision={revision!r}"
+    if space is not None:
+        return f"huggingface_hub.snapshot_download({space!r}, repo_type='space') + {printed.removeprefix('.')!r}"
+    return repr(printed)
+
+
+def load_pipeline(weights: str, revision: str | None = None) -> Any:
     """Load the pipeline: in float16 where there is a GPU, but the depth network in float32, for it moves pixels."""
     has_gpu = torch.cuda.is_available()
     dtypes = {"default": torch.float16 if has_gpu else torch.float32, "depth_estimator": torch.float32}
-    pipe: Any = DiffusionPipeline.from_pretrained(weights, trust_remote_code=True, dtype=dtypes)
+    pipe: Any = DiffusionPipeline.from_pretrained(weights, revision=revision, trust_remote_code=True, dtype=dtypes)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if has_gpu else "cpu")
 
@@ -164,6 +192,7 @@ class Page:
         )
         # Gradio would open the file before our limits are checked, and word its own message where it is damaged.
         self.photo.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+        _fetch_within_limits(self.photo)
         self.examples = gr.Examples(
             [[str(path)] for path in EXAMPLES], [self.photo], label="Examples", elem_id="examples"
         )
@@ -209,6 +238,7 @@ class Page:
                 height=150,
                 elem_id="depth_map",
             )
+            _fetch_within_limits(self.depth_map)
 
     def _build_convergence(self) -> None:
         self.convergence = gr.Slider(
@@ -340,6 +370,18 @@ class Page:
         ]
 
 
+def _fetch_within_limits(component: Any) -> None:
+    """Have files that a client names by an address fetched within the limits of uploads; Gradio has none for them."""
+    move = component.async_move_resource_to_block_cache
+
+    async def move_within_limits(source: str | Path | None) -> str | None:
+        if source is not None and str(source).lower().startswith(("http://", "https://")):
+            source = await fetch_file(str(source), Path(component.GRADIO_CACHE))
+        return await move(source)
+
+    component.async_move_resource_to_block_cache = move_within_limits
+
+
 def _choices(labels: dict[str, str]) -> list[tuple[str, str]]:
     """Turn value -> label into the (label, value) of Gradio."""
     return [(label, value) for value, label in labels.items()]
@@ -374,7 +416,7 @@ def connect(page: Page, handlers: Handlers, demo: gr.Blocks) -> None:
     made = page.make.click(**make_arguments)
     chosen = page.examples.load_input_event.then(**make_arguments)
     page.cancel.click(
-        handlers.cancel,
+        handlers.cancel_page,
         None,
         page.status,
         cancels=[made, chosen],
@@ -511,6 +553,13 @@ def launch_arguments() -> dict[str, Any]:
     }
 
 
+def offer_tools(demo: gr.Blocks) -> None:
+    """Leave MCP clients the tools that need no session."""
+    server = demo.mcp_server_obj
+    if server is not None:
+        server.tool_to_endpoint = {name: server.tool_to_endpoint[name] for name in MCP_TOOLS}
+
+
 def sweep_for_ever(sessions: Sessions) -> None:
     """Forget unused results every minute, also when nobody comes."""
     while True:
@@ -521,17 +570,23 @@ def sweep_for_ever(sessions: Sessions) -> None:
 def main() -> None:
     """Load the pipeline and serve the page."""
     weights, printed = find_weights(dict(os.environ))
+    revision = find_revision(weights)
+    is_lent = "SPACES_ZERO_GPU" in os.environ  # a shared GPU is lent to visitors only
     studio = Studio(
-        load_pipeline(weights),
+        load_pipeline(weights, revision),
         printed,
+        source=python_source(printed, revision, os.environ.get(SPACE_VARIABLE)),
         report=lambda share, text: gr.Progress()(share, desc=text),
         on_device=spaces.GPU,
+        longest_loan_s=LONGEST_LOAN_S if is_lent else None,
     )
     demo, handlers = build_app(studio)
-    if "SPACES_ZERO_GPU" not in os.environ:  # a shared GPU is lent to visitors only
+    if not is_lent:
         handlers.prepare_examples(EXAMPLES)
     threading.Thread(target=sweep_for_ever, args=[handlers.sessions], daemon=True).start()
-    demo.launch(**launch_arguments())
+    demo.launch(**launch_arguments(), prevent_thread_lock=True)
+    offer_tools(demo)
+    demo.block_thread()
 
 
 if __name__ == "__main__":

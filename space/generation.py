@@ -34,12 +34,16 @@ MAX_FILE_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000  # of an upload, read from its header, before anything is decoded
 MIN_SIDE, MAX_SIDE = 32, 4096  # px of the picture that is worked on
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, PIL.Image.DecompressionBombError)
-KEPT_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "AVIF")  # Pillow alone reads these again
+DAMAGED = (*UNREADABLE, TypeError, KeyError, IndexError, OverflowError)  # what decoders raise for broken directories
+# Only these are tried: Pillow knows more, and hands one of them (EPS) to another program.
+KEPT_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "AVIF")
+DEPTH_MAP_FORMATS = (*KEPT_FORMATS, "PPM")  # PFM is read as one
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # where it is not the format's name
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 TARGET_VIEWS, FILLS = ("right", "left", "both"), ("whole", "tiled")
 REPORTED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+LONGEST_LOAN_S = 120  # of a shared GPU for one call
 FETCH_S, MAX_REPLACED = 120.0, 20  # how long files of replaced results stay, and of how many results
 DEPTH_FILE = "inverse_depth.tiff"
 
@@ -133,18 +137,19 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
 # --- reading ---
 
 
-def open_limited(path: str | Path, what: str) -> PIL.Image.Image:
+def open_limited(path: str | Path, what: str, formats: tuple[str, ...] = KEPT_FORMATS) -> PIL.Image.Image:
     """Open an image file and refuse it by its header, before anything is decoded.
 
     Args:
         path: file of the upload.
         what: how messages call it, "photograph" or "depth map".
+        formats: that are tried.
 
     Returns:
         The image, not decoded yet.
 
     Raises:
-        RefusedError: too many bytes or pixels, a side too short, or no image that Pillow reads.
+        RefusedError: too many bytes or pixels, a side too short, or no image of these formats.
     """
     size = os.path.getsize(path)
     if size > MAX_FILE_BYTES:
@@ -152,8 +157,8 @@ def open_limited(path: str | Path, what: str) -> PIL.Image.Image:
             f"The {what} must have at most {MAX_FILE_BYTES // 10**6} MB; got {size / 1e6:.1f} MB. Save it smaller."
         )
     try:
-        image = PIL.Image.open(path)
-    except UNREADABLE as error:
+        image = PIL.Image.open(path, formats=formats)
+    except DAMAGED as error:
         if isinstance(error, PIL.Image.DecompressionBombError):
             raise RefusedError(
                 f"The {what} must have at most {MAX_PIXELS // 10**6} megapixels; got many more. Scale it down."
@@ -193,8 +198,16 @@ def decode(image: PIL.Image.Image, what: str) -> None:
     """
     try:
         image.load()
-    except UNREADABLE as error:
+    except DAMAGED as error:
         raise RefusedError(f"The {what} must be a whole file; got a damaged one ({error}).") from error
+
+
+def count_frames(image: PIL.Image.Image) -> int:
+    """Return how many frames a file says it has; 1 where what follows the first is damaged."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except DAMAGED:
+        return 1
 
 
 def read_photo(path: str | Path | None, processor: Any, largest_side: int) -> Photo:
@@ -215,7 +228,7 @@ def read_photo(path: str | Path | None, processor: Any, largest_side: int) -> Ph
         raise RefusedError("Choose a photograph first: drop a file, paste one, or take a picture.")
     image = open_limited(path, "photograph")
     notes = []
-    frames = getattr(image, "n_frames", 1)
+    frames = count_frames(image)
     if frames > 1 and image.format != "MPO":
         notes.append(f"The file has {frames} frames; the first one is used.")
     decode(image, "photograph")
@@ -234,7 +247,12 @@ def read_photo(path: str | Path | None, processor: Any, largest_side: int) -> Ph
     profile = picture.info.get("icc_profile")
     if max(width, height) > largest_side:
         share = largest_side / max(width, height)
-        scaled = (max(1, round(width * share)), max(1, round(height * share)))
+        scaled = (round(width * share), round(height * share))
+        if min(scaled) < MIN_SIDE:
+            raise RefusedError(
+                f"The photograph must have at least {MIN_SIDE} px a side once its larger one is scaled to "
+                f"{largest_side} px (see Advanced); got {width} x {height} px, which gives {scaled[0]} x {scaled[1]}."
+            )
         picture = picture.resize(scaled, PIL.Image.Resampling.LANCZOS)
         notes.append(f"Scaled down from {width} x {height} to {scaled[0]} x {scaled[1]} px (see Advanced).")
     file = io.BytesIO()
@@ -266,7 +284,7 @@ def read_depth_map(path: str | Path | None, width: int, height: int) -> np.ndarr
     """
     if path is None:
         return None
-    image = open_limited(path, "depth map")
+    image = open_limited(path, "depth map", DEPTH_MAP_FORMATS)
     decode(image, "depth map")
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
@@ -323,11 +341,11 @@ def describe_step(done: int, total: int, elapsed_s: float) -> str:
 def gpu_seconds(
     image: PIL.Image.Image, inverse_depth: np.ndarray | None, settings: Settings, cancel_file: Path
 ) -> int:
-    """Estimate how long a call may hold a shared GPU: a first guess on the safe side, by megapixels and steps."""
+    """Estimate how long a call may hold a shared GPU, in s: a guess on the safe side, by megapixels and steps."""
     megapixels = image.width * image.height / 1e6
     per_step = 0.4 * (megapixels if settings.fill == "tiled" else min(megapixels, 1.0))
     views = 2 if settings.target_view == "both" else 1
-    return min(120, round(15 + 2 * megapixels + views * settings.steps * per_step))
+    return round(15 + 2 * megapixels + views * settings.steps * per_step)
 
 
 class Studio:
@@ -336,23 +354,28 @@ class Studio:
     Args:
         pipe: the pipeline.
         weights: folder or Hub id that it was loaded from, as one would name it; printed in the parameters.
+        source: Python arguments of `from_pretrained` that load the same weights elsewhere; None = `weights`.
         report: called as report(share of the work done, what is being done).
         on_device: decorator that lends a device to a generator function, such as `spaces.GPU`.
+        longest_loan_s: calls that may take longer are refused before they begin; None = none are.
     """
 
     def __init__(
         self,
         pipe: Any,
         weights: str,
+        source: str | None = None,
         report: Callable[[float, str], Any] = lambda share, text: None,
         on_device: Callable[..., Any] | None = None,
+        longest_loan_s: int | None = None,
     ):
         self.pipe, self.weights, self._report = pipe, weights, report
+        self.source, self._longest_loan_s = source or repr(weights), longest_loan_s
         self.default_steps: int = pipe.config.default_num_inference_steps
         self._lock = threading.Lock()
-        self.run = self._run if on_device is None else on_device(duration=gpu_seconds)(self._run)
+        self._lent = self._tell if on_device is None else on_device(duration=gpu_seconds)(self._tell)
 
-    def _run(
+    def run(
         self, image: PIL.Image.Image, inverse_depth: np.ndarray | None, settings: Settings, cancel_file: Path
     ) -> Iterator[Stage]:
         """Make a pair of one photograph.
@@ -369,8 +392,30 @@ class Studio:
 
         Raises:
             CancelledError: the file appeared.
-            RefusedError: the pipeline refuses an argument.
+            RefusedError: the pipeline refuses an argument, or a shared GPU would be held for too long.
         """
+        needed_s = gpu_seconds(image, inverse_depth, settings, cancel_file)
+        if self._longest_loan_s is not None and needed_s > self._longest_loan_s:
+            raise RefusedError(
+                f"This may hold the shared GPU for {needed_s} s, and it is lent for {self._longest_loan_s} s. "
+                "Choose fewer steps or a smaller largest side in Advanced."
+            )
+        for stage in self._lent(image, inverse_depth, settings, cancel_file):
+            if isinstance(stage, Exception):
+                raise stage
+            yield stage
+
+    def _tell(self, *arguments: Any) -> Iterator[Stage | Exception]:
+        """Run, and hand over what the user is to be told as a value: errors lose their words on a shared GPU."""
+        try:
+            yield from self._run(*arguments)
+        except (RefusedError, CancelledError) as error:
+            yield error
+
+    def _run(
+        self, image: PIL.Image.Image, inverse_depth: np.ndarray | None, settings: Settings, cancel_file: Path
+    ) -> Iterator[Stage]:
+        """Make a pair, as `run` says; on the device."""
         check_cancelled(cancel_file)
         if inverse_depth is None:
             depth = self._estimate(image)
@@ -463,7 +508,7 @@ def _has_dtype(part: Any) -> bool:
 
 
 def python_line(
-    weights: str, device: str, threads: int, dtypes: dict[str, str], photo: str, settings: Settings, own_map: bool
+    source: str, device: str, threads: int, dtypes: dict[str, str], photo: str, settings: Settings, own_map: bool
 ) -> str:
     """Write the Python line that makes the pair again, bit for bit on the same device and versions.
 
@@ -483,10 +528,10 @@ def python_line(
         f"generator=torch.Generator().manual_seed({settings.seed})",
     ]
     split = f"torch.set_num_threads({threads}); " if device == "cpu" else ""
-    modules = "numpy, PIL.Image, torch" if own_map else "PIL.Image, torch"
+    modules = ["huggingface_hub"] * ("huggingface_hub." in source) + ["numpy"] * own_map + ["PIL.Image", "torch"]
     return (
-        f"import {modules}; from diffusers import DiffusionPipeline; {split}"
-        f"pipe = DiffusionPipeline.from_pretrained({weights!r}, trust_remote_code=True{loading}).to({device!r}); "
+        f"import {', '.join(modules)}; from diffusers import DiffusionPipeline; {split}"
+        f"pipe = DiffusionPipeline.from_pretrained({source}, trust_remote_code=True{loading}).to({device!r}); "
         f"pair = pipe({', '.join(arguments)}); "
         "pair.left_image[0].save('left.png'); pair.right_image[0].save('right.png')"
     )
@@ -500,7 +545,7 @@ def describe_parameters(
     threads = torch.get_num_threads()
     disparity = pair.disparity[0]
     return {
-        "python": python_line(studio.weights, device, threads, dtypes, photo.file_name, settings, own_map),
+        "python": python_line(studio.source, device, threads, dtypes, photo.file_name, settings, own_map),
         "photo": photo.file_name,
         "photo_sha256": hashlib.sha256(photo.content).hexdigest(),
         "depth_map": DEPTH_FILE if own_map else None,
@@ -567,7 +612,8 @@ class Sessions:
 
     Args:
         root: folder below which the folders are made.
-        max_bytes: of all results together; the least recently used ones go first, the newest one stays.
+        max_bytes: of all results together; the least recently used ones go first. The newest one stays, and so do
+            those that are being worked on.
         max_age_s: since the last use.
         clock: seconds.
     """
@@ -625,8 +671,10 @@ class Sessions:
             if older is not None and older[1].folder != result.folder:
                 self._replaced.append((self._clock(), older[1].folder))
             held = sum(one.memory_bytes() for _, one in self._results.values())
-            while held > self.max_bytes and len(self._results) > 1:
-                _, (_, dropped) = self._results.popitem(last=False)
+            for other in [one for one in self._results if one != user and one not in self._running]:
+                if held <= self.max_bytes:
+                    break
+                _, dropped = self._results.pop(other)
                 held -= dropped.memory_bytes()
                 shutil.rmtree(dropped.folder, ignore_errors=True)
 
@@ -668,11 +716,13 @@ class Sessions:
                 shutil.rmtree(found[1].folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Forget results that nobody used for long, and the files of replaced ones."""
+        """Forget results that nobody used for long and nobody works on, and the files of replaced ones."""
         with self._lock:
             fetched = self._clock() - FETCH_S
             while self._replaced and (self._replaced[0][0] < fetched or len(self._replaced) > MAX_REPLACED):
                 shutil.rmtree(self._replaced.pop(0)[1], ignore_errors=True)
             oldest = self._clock() - self.max_age_s
-            for user in [user for user, (used, _) in self._results.items() if used < oldest]:
+            for user in [
+                user for user, (used, _) in self._results.items() if used < oldest and user not in self._running
+            ]:
                 shutil.rmtree(self._results.pop(user)[1].folder, ignore_errors=True)

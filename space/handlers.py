@@ -54,6 +54,8 @@ DEFAULT_FOV_DEG = 60.0
 KEPT_VERSIONS = 2  # of a picture that was made again: a browser may still be fetching the older one
 OUTDATED = "The settings changed: make the files again."
 SHOWN_COUNT = 13  # components that show a pair
+ONE_SESSION_FOR_ALL = ("x-gradio-user", "mcp")  # header of calls that Gradio's MCP server makes for its clients
+CANCELLED = "Cancelled."
 EXPIRED = "There is no pair to work on: none was made, or it was not used for a while. Press Make stereo pair."
 
 
@@ -97,9 +99,14 @@ def publish(result: Result, kind: str, files: dict[str, bytes]) -> list[str]:
 
 
 def user_of(request: gr.Request | None) -> str:
-    """Return the page or client that a request belongs to; one without a session is a user of its own."""
-    session = None if request is None else request.session_hash
-    return session or secrets.token_urlsafe(16)
+    """Return the page or client that a request belongs to.
+
+    A request without a session is a user of its own, and so is each call through MCP: all of them have one session.
+    """
+    header, value = ONE_SESSION_FOR_ALL
+    if request is None or request.headers.get(header) == value:
+        return secrets.token_urlsafe(16)
+    return request.session_hash or secrets.token_urlsafe(16)
 
 
 def describe_result(result: Result) -> str:
@@ -247,7 +254,7 @@ class Handlers:
         except RefusedError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         except CancelledError:
-            yield ("Cancelled.", *[gr.skip()] * (SHOWN_COUNT - 1))
+            yield (self._describe_cancelled(user_of(request)), *[gr.skip()] * (SHOWN_COUNT - 1))
 
     def stereo_pair(
         self,
@@ -295,15 +302,30 @@ class Handlers:
         except RefusedError as error:
             raise gr.Error(str(error), print_exception=False) from error
         except CancelledError as error:
-            raise gr.Error("Cancelled.", print_exception=False) from error
+            raise gr.Error(CANCELLED, print_exception=False) from error
         pictures = picture_settings(convergence, fov_deg=fov_deg)
         by_name = {Path(path).name: path for path in self._make_downloads(result, pictures, progress)}
         parameters = json.loads(Path(by_name["parameters.json"]).read_text(encoding="utf-8"))
         return (by_name["left.png"], by_name["right.png"], by_name["disparity.png"], by_name["stereo.zip"], parameters)
 
     def cancel(self, request: gr.Request) -> str:
-        """End the running work of this page or client; the device is free after the current step."""
-        return "Cancelled." if self.sessions.cancel(user_of(request)) else "Nothing is running."
+        """End your running work; the device is free after the current step.
+
+        What still waits in the queue is not running: a Python client takes it out by `job.cancel()`.
+        """
+        return CANCELLED if self.sessions.cancel(user_of(request)) else "Nothing is running."
+
+    def cancel_page(self, request: gr.Request) -> str:
+        """End the running work of this page, which has taken out of the queue what was waiting."""
+        user = user_of(request)
+        self.sessions.cancel(user)
+        return self._describe_cancelled(user)
+
+    def _describe_cancelled(self, user: str) -> str:
+        result = self.sessions.get(user)
+        if result is not None and result.is_preview:
+            return f"{CANCELLED} What you see is a preview; press **Make stereo pair** for the result."
+        return CANCELLED
 
     def leave(self, request: gr.Request) -> None:
         """Forget a page that was closed, or a client that went away."""
@@ -479,7 +501,9 @@ class Handlers:
         """
         result = self._result(request)
         if result.is_preview:
-            raise gr.Error("There is only a preview yet. Wait for the result, or make the pair again.")
+            raise gr.Error(
+                "There is only a preview. Wait for the result, or make the pair again.", print_exception=False
+            )
         pictures = picture_settings(convergence, frame_ms, loop, fov_deg)
         result.filed = result.wanted = pictures
         paths = self._make_downloads(result, pictures, progress)

@@ -28,7 +28,7 @@ def space_modules() -> Iterator[SimpleNamespace]:
     """Import the modules of the Space from its folder, as `python space/app.py` does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SPACE))
-        names = ("app", "generation", "handlers", "pictures")
+        names = ("app", "fetching", "generation", "handlers", "pictures")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
         for name in names:
             del sys.modules[name]

@@ -5,20 +5,26 @@ The browser is in test_space_browser.py.
 """
 
 import ast
+import asyncio
+import base64
 import io
 import json
+import pickle
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -58,6 +64,10 @@ def photo_file(tmp_path: Path) -> Path:
 def settings(space: SimpleNamespace, **changes: Any) -> Any:
     values = {"strength_percent": 8.0, "strength_px": 0.0, "target_view": "right", "fill": "whole", "steps": 1}
     return space.generation.Settings(**{**values, "seed": 3, "largest_side": 1536, **changes})
+
+
+def request_of(session: str | None, **headers: str) -> SimpleNamespace:
+    return SimpleNamespace(session_hash=session, headers=headers)
 
 
 def run(studio: Any, image: PIL.Image.Image, chosen: Any, folder: Path, inverse_depth: Any = None) -> list[Any]:
@@ -112,6 +122,37 @@ def test_unusable_files_are_refused_in_words(space: SimpleNamespace, tmp_path: P
     path.write_bytes(odd_photos.unusable_photos()[name][0])
     with pytest.raises(space.generation.RefusedError, match=message):
         space.generation.read_photo(path, StereoImageProcessor, 1536)
+
+
+def test_formats_that_are_not_named_are_not_tried(space: SimpleNamespace, tmp_path: Path):
+    path = tmp_path / "photo.jpg"
+    odd_photos.picture(0).save(path, "EPS")  # Pillow would hand it to another program
+    assert PIL.Image.open(path).format == "EPS"
+    with pytest.raises(space.generation.RefusedError, match="must be an image file .* got a file that is none"):
+        space.generation.read_photo(path, StereoImageProcessor, 1536)
+
+
+def test_a_broken_directory_after_the_first_frame_does_not_matter(space: SimpleNamespace, tmp_path: Path):
+    content = bytearray(odd_photos.encoded(odd_photos.picture(0), "TIFF"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (entries,) = struct.unpack_from("<H", content, directory)
+    struct.pack_into("<I", content, directory + 2 + 12 * entries, len(content))
+    (tmp_path / "photo.tiff").write_bytes(content + bytes(6))  # a second frame without a size
+    with pytest.raises(TypeError):
+        _ = PIL.Image.open(tmp_path / "photo.tiff").n_frames  # pyright: ignore[reportAttributeAccessIssue]
+    photo = space.generation.read_photo(tmp_path / "photo.tiff", StereoImageProcessor, 1536)
+    assert photo.image.size == odd_photos.picture(0).size and photo.notes == []
+
+
+def test_a_strip_that_scaling_would_leave_too_thin_is_refused(space: SimpleNamespace, tmp_path: Path):
+    PIL.Image.new("RGB", (40, 3000)).save(tmp_path / "strip.png")
+    read, path = space.generation.read_photo, tmp_path / "strip.png"
+    message = (
+        "at least 32 px a side once its larger one is scaled to 1536 px .*; got 40 x 3000 px, which gives 20 x 1536"
+    )
+    with pytest.raises(space.generation.RefusedError, match=message):
+        read(path, StereoImageProcessor, 1536)
+    assert read(path, StereoImageProcessor, 3000).image.size == (40, 3000)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +312,41 @@ def test_a_shared_gpu_is_asked_for_longer_where_there_is_more_to_do(space: Simpl
 
     assert seconds(1000) < seconds(1000, steps=50) < seconds(1000, steps=50, target_view="both")
     assert seconds(1000, steps=20) < seconds(3000, steps=20) < seconds(3000, steps=20, fill="tiled")
-    assert seconds(4000, steps=1000, fill="tiled") == 120
+    assert seconds(4000, steps=1000, fill="tiled") > 120
+
+
+def test_who_would_hold_a_shared_gpu_for_too_long_is_told_before(space: SimpleNamespace, studio: Any, tmp_path: Path):
+    borrowing = space.generation.Studio(studio.pipe, "x", on_device=must_not_lend, longest_loan_s=120)
+    message = r"may hold the shared GPU for 4\d\d s, and it is lent for 120 s. Choose fewer steps"
+    with pytest.raises(space.generation.RefusedError, match=message):
+        run(borrowing, odd_photos.picture(0, width=1000, height=1000), settings(space, steps=1000), tmp_path)
+
+
+def must_not_lend(duration: Any) -> Any:
+    return lambda task: lambda *arguments: pytest.fail("a device was lent")
+
+
+def test_messages_survive_a_shared_gpu(space: SimpleNamespace, studio: Any, tmp_path: Path):
+    def on_device(duration: Any) -> Any:
+        """Lend as `spaces` does on ZeroGPU: values are pickled, and of an error only the class stays."""
+
+        def lend(task: Any) -> Any:
+            def run_there(*arguments: Any) -> Iterator[Any]:
+                try:
+                    yield from (pickle.loads(pickle.dumps(value)) for value in task(*arguments))
+                except Exception as error:
+                    raise RuntimeError(type(error).__name__) from None
+
+            return run_there
+
+        return lend
+
+    borrowing = space.generation.Studio(studio.pipe, "x", on_device=on_device)
+    with pytest.raises(space.generation.RefusedError, match="`max_disparity_px` must"):
+        run(borrowing, odd_photos.picture(0), settings(space, strength_px=1e9), tmp_path)
+    (tmp_path / "cancel").touch()
+    with pytest.raises(space.generation.CancelledError):
+        run(borrowing, odd_photos.picture(0), settings(space), tmp_path)
 
 
 def test_the_device_is_lent_with_the_estimate(space: SimpleNamespace, studio: Any, tmp_path: Path):
@@ -314,7 +389,7 @@ def test_the_python_line_makes_the_pair_again_bit_for_bit(
 
 def test_the_python_line_names_the_dtypes_that_are_not_the_default(space: SimpleNamespace):
     line = space.generation.python_line(
-        "me/x", "cuda", 2, {"unet": "float16", "depth_estimator": "float32"}, "a.jpg", settings(space), False
+        "'me/x'", "cuda", 2, {"unet": "float16", "depth_estimator": "float32"}, "a.jpg", settings(space), False
     )
     assert "dtype={'unet': torch.float16, 'default': torch.float32}).to('cuda')" in line
     assert "threads" not in line
@@ -322,7 +397,7 @@ def test_the_python_line_names_the_dtypes_that_are_not_the_default(space: Simple
 
 
 def test_the_python_line_splits_sums_as_the_page_did(space: SimpleNamespace):
-    line = space.generation.python_line("me/x", "cpu", 3, {}, "a.jpg", settings(space), False)
+    line = space.generation.python_line("'me/x'", "cpu", 3, {}, "a.jpg", settings(space), False)
     assert "torch.set_num_threads(3)" in line
     ast.parse(line)
 
@@ -432,6 +507,20 @@ def test_results_are_bounded_the_least_recently_used_goes_first(space: SimpleNam
     assert huge.exists() and len(sessions) == 1
 
 
+def test_results_that_are_being_worked_on_stay(space: SimpleNamespace, tmp_path: Path):
+    now, size = [0.0], remembered(space, tmp_path).memory_bytes()
+    sessions = space.generation.Sessions(tmp_path, max_bytes=size, max_age_s=60, clock=lambda: now[0])
+    preview = sessions.make_folder()
+    sessions.put("ann", remembered(space, preview))
+    with sessions.running("ann", preview / "cancel"):
+        now[0] = 1000.0
+        sessions.put("bob", remembered(space, sessions.make_folder()))
+        sessions.sweep()
+        assert preview.is_dir() and len(sessions) == 2
+    sessions.sweep()
+    assert not preview.exists() and len(sessions) == 1
+
+
 def test_a_new_result_replaces_the_older_one_and_dropping_ends_work(space: SimpleNamespace, tmp_path: Path):
     now = [0.0]
     sessions = space.generation.Sessions(tmp_path, clock=lambda: now[0])
@@ -493,7 +582,7 @@ def test_files_go_when_settings_change_and_stay_where_the_change_is_told_late(
     odd_photos.picture(0).save(path)
     photo = space.generation.read_photo(path, handlers.processor, 512)
     *_, _ = handlers._make("ann", photo, settings(space), None)
-    ann = SimpleNamespace(session_hash="ann")
+    ann = request_of("ann")
 
     def write(convergence: int, progress: Any = lambda *_, **__: None) -> tuple:
         return handlers.downloads(convergence, 250, True, 60.0, progress=progress, request=ann)
@@ -518,7 +607,7 @@ def test_convergence_is_lowered_to_what_a_picture_has_and_later_changes_are_caug
     handlers = space.handlers.Handlers(studio, space.generation.Sessions(tmp_path / "kept"))
     photo = tmp_path / "photo.png"
     odd_photos.picture(0).resize((70, 50)).save(photo)
-    ann, skip = SimpleNamespace(session_hash="ann"), space.handlers.gr.skip()
+    ann, skip = request_of("ann"), space.handlers.gr.skip()
     asked = (8.0, 0.0, "right", "whole", 1, 3, False, 1536)
     shown = (500, "dubois", "parallel", "full", 250, True, 60.0, "ply")
     preview, made = handlers.make_pair(photo, None, *asked, *shown, progress=lambda *_, **__: None, request=ann)
@@ -539,7 +628,82 @@ def test_convergence_is_lowered_to_what_a_picture_has_and_later_changes_are_caug
     assert Path(side_by_side).name == "stereo_cross_eyed_half.png" and Path(cloud).name == "points.glb"
     assert parameters["convergence"] == 7
     assert handlers.catch_up(*changed, ann) == (skip,) * 5
-    assert handlers.catch_up(*changed, SimpleNamespace(session_hash="nobody")) == (skip,) * 5
+    assert handlers.catch_up(*changed, request_of("nobody")) == (skip,) * 5
+
+
+def test_cancelling_says_what_is_shown(space: SimpleNamespace, tmp_path: Path):
+    handlers = space.handlers.Handlers(
+        SimpleNamespace(pipe=SimpleNamespace(image_processor=None)), space.generation.Sessions(tmp_path)
+    )
+    assert handlers.cancel_page(request_of("ann")) == "Cancelled."
+    preview = remembered(space, handlers.sessions.make_folder())
+    preview.is_preview = True
+    handlers.sessions.put("ann", preview)
+    assert handlers.cancel_page(request_of("ann")).startswith("Cancelled. What you see is a preview; press")
+    with pytest.raises(space.handlers.gr.Error, match="There is only a preview. Wait for the result, or make"):
+        handlers.downloads(0, 250, True, 60.0, request=request_of("ann"))
+
+
+def test_calls_through_mcp_and_without_a_session_are_users_of_their_own(space: SimpleNamespace):
+    user_of = space.handlers.user_of
+    assert user_of(request_of("ann")) == user_of(request_of("ann")) == "ann"
+    for request in (request_of("all", **{"x-gradio-user": "mcp"}), request_of(None), None):
+        first, second = user_of(request), user_of(request)
+        assert first != second and min(len(first), len(second)) >= 16 and "all" not in (first, second)
+
+
+# --- files that are named by an address ---
+
+
+@pytest.fixture
+def files_of_a_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serve /file (3000 bytes), /moved (redirects to it), /round (to itself) on a host that counts as public."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            target = {"/moved": "/file", "/round": "/round"}.get(self.path)
+            self.send_response(302 if target else 200 if self.path == "/file" else 404)
+            if target:
+                self.send_header("Location", target)
+            self.end_headers()
+            self.wfile.write(bytes(3000) if self.path == "/file" else b"")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    async def is_public(host: str) -> str:
+        return "127.0.0.1"
+
+    monkeypatch.setattr("safehttpx.async_validate_url", is_public)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://photos.example:{server.server_port}"
+        server.shutdown()
+
+
+def test_files_are_fetched_within_the_limits(space: SimpleNamespace, files_of_a_host: str, tmp_path: Path):
+    def fetch(name: str, limit_bytes: int = 3000) -> str:
+        return asyncio.run(space.fetching.fetch_file(f"{files_of_a_host}/{name}", tmp_path, limit_bytes))
+
+    assert Path(fetch("file")).read_bytes() == Path(fetch("moved")).read_bytes() == bytes(3000)
+    kept = len(list(tmp_path.iterdir()))
+    for name, limit_bytes, message in (
+        ("file", 2999, "must give a file: it has more than 0.002999 MB"),
+        ("round", 3000, "must give a file: it redirects more than 5 times"),
+        ("nothing", 3000, "must give a file: .*404"),
+    ):
+        with pytest.raises(space.handlers.gr.Error, match=message):
+            fetch(name, limit_bytes)
+    assert len(list(tmp_path.iterdir())) == kept == 2
+
+
+def test_files_are_not_fetched_from_this_machine(space: SimpleNamespace, tmp_path: Path, monkeypatch):
+    async def no_answer(host: str) -> list[str]:
+        return []
+
+    monkeypatch.setattr("safehttpx.async_resolve_hostname_google", no_answer)
+    with pytest.raises(space.handlers.gr.Error, match="must give a file: Hostname 127.0.0.1 failed validation"):
+        asyncio.run(space.fetching.fetch_file("http://127.0.0.1:1/x.png", tmp_path))
 
 
 # --- the folder that is deployed ---
@@ -548,10 +712,33 @@ def test_convergence_is_lowered_to_what_a_picture_has_and_later_changes_are_caug
 def test_weights_are_found_or_their_absence_is_told(space: SimpleNamespace, monkeypatch, tmp_path: Path):
     find = space.app.find_weights
     assert find({"ZEROSTEREO_WEIGHTS": "me/mine"}) == ("me/mine", "me/mine")
-    assert find({}) == (str(WEIGHTS), "weights/zerostereo-tiny")
+    assert find({"ZEROSTEREO_WEIGHTS": str(tmp_path)}) == (str(tmp_path), f"./{tmp_path.name}")
+    assert find({}) == (str(WEIGHTS), "./weights/zerostereo-tiny")
     monkeypatch.setattr(space.app, "FOLDER", tmp_path / "space")
     with pytest.raises(FileNotFoundError, match="ZEROSTEREO_WEIGHTS must name a pipeline folder or Hub id"):
         find({})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("./weights/w", None, None), "'./weights/w'"),
+        (("me/w", "1a2b", "me/page"), "'me/w', revision='1a2b'"),
+        (
+            ("./weights/w", None, "me/page"),
+            "huggingface_hub.snapshot_download('me/page', repo_type='space') + '/weights/w'",
+        ),
+    ],
+)
+def test_the_python_line_loads_the_weights_from_where_a_visitor_has_them(
+    space: SimpleNamespace, given: tuple, expected: str
+):
+    source = space.app.python_source(*given)
+    assert source == expected
+    line = space.generation.python_line(source, "cpu", 1, {}, "a.jpg", settings(space), False)
+    assert f"from_pretrained({expected}, trust_remote_code=True)" in line
+    assert line.startswith("import huggingface_hub, PIL.Image, torch;") == ("huggingface_hub" in expected)
+    ast.parse(line)
 
 
 def test_front_matter_and_pins_agree_with_what_is_tested():
@@ -582,7 +769,7 @@ def test_the_folder_is_complete_where_links_are_files(tmp_path: Path):
     shutil.copytree(SPACE, tmp_path / "space", ignore=shutil.ignore_patterns("__pycache__"))
     files = {path.relative_to(tmp_path / "space").as_posix() for path in (tmp_path / "space").rglob("*.*")}
     examples = {f"examples/{path.name}" for path in (ROOT / "examples").iterdir() if path.suffix in (".png", ".jpg")}
-    modules = {"app.py", "generation.py", "handlers.py", "pictures.py"}
+    modules = {"app.py", "fetching.py", "generation.py", "handlers.py", "pictures.py"}
     assert files == modules | examples | {"README.md", "requirements.txt"}
     imported = {
         node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
@@ -619,7 +806,7 @@ def test_the_folder_runs_where_it_was_deployed(photo_file: Path, tmp_path: Path)
         client = connect(there.url, tmp_path)
         parameters = pair_of(client, photo_file, seed=4)[4]
         client.close()
-    assert (parameters["seed"], parameters["weights"]) == (4, str(WEIGHTS))
+    assert (parameters["seed"], parameters["weights"]) == (4, "./zerostereo-tiny")
 
 
 # --- the served page ---
@@ -663,7 +850,7 @@ def test_endpoints_answer_as_the_pipeline_does(address: str, studio: Any, photo_
     assert PIL.Image.open(right).tobytes() == expected.right_image[0].tobytes()
     codes, scale = processor.export_disparity_to_16bit_png(expected.disparity[0])[0]
     assert PIL.Image.open(disparity).tobytes() == codes.tobytes() and parameters["disparity_png_scale"] == scale
-    assert (parameters["seed"], parameters["steps"], parameters["weights"]) == (5, 2, "weights/zerostereo-tiny")
+    assert (parameters["seed"], parameters["steps"], parameters["weights"]) == (5, 2, "./weights/zerostereo-tiny")
     with zipfile.ZipFile(archive) as files:
         assert files.read("photo_as_used.png") == photo_file.read_bytes()
         assert {"right.png", "stereo.mpo", "wiggle.gif", "points.glb", "parameters.json"} <= set(files.namelist())
@@ -733,18 +920,36 @@ def test_users_do_not_meet(address: str, photo_file: Path, tmp_path: Path):
     "path", ["/etc/passwd", str(SPACE / "app.py"), str(WEIGHTS / "model_index.json"), "../app.py"]
 )
 def test_no_file_outside_the_cache_is_served(address: str, path: str):
-    import httpx
-
     answer = httpx.get(f"{address}/gradio_api/file={path}")
     assert answer.status_code in (403, 404)
 
 
 @pytest.mark.slow
-def test_the_functions_are_tools_of_an_mcp_server(address: str, require):
-    import httpx
-
+def test_an_mcp_client_makes_a_pair_and_sees_nobody_elses(address: str, photo_file: Path, studio: Any, require):
     require("mcp")
-    tools = {tool["name"]: tool for tool in httpx.get(f"{address}/gradio_api/mcp/schema").json()}
-    assert {"stereo_pair", "anaglyph", "wiggle", "side_by_side", "point_cloud", "downloads", "cancel"} == set(tools)
-    properties = tools["stereo_pair"]["inputSchema"]["properties"]
-    assert properties["strength_percent"]["description"].startswith("Largest disparity")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def ask(tool: str, arguments: dict[str, Any]) -> Any:
+        async with (
+            streamable_http_client(f"{address}/gradio_api/mcp/") as (reading, writing, _),
+            ClientSession(reading, writing) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            assert [one.name for one in tools] == ["stereo_pair"]
+            properties = tools[0].inputSchema["properties"]
+            assert properties["strength_percent"]["description"].startswith("Largest disparity")
+            return await session.call_tool(tool, arguments)
+
+    photo = f"data:image/png;base64,{base64.b64encode(photo_file.read_bytes()).decode()}"
+    answer = asyncio.run(ask("stereo_pair", {"photo": photo, "strength_percent": 8.0, "seed": 3}))
+    assert not answer.isError
+    url = re.search(r"http[^']+/right\.png", answer.content[0].text)
+    assert url is not None
+    chosen = {"generator": torch.Generator().manual_seed(3), "disparity_scale": 0.08, "num_inference_steps": 1}
+    pair = studio.pipe(PIL.Image.open(photo_file), **chosen)
+    right = httpx.get(url.group()).content
+    assert PIL.Image.open(io.BytesIO(right)).tobytes() == pair.right_image[0].tobytes()
+    for tool in ("anaglyph", "downloads", "cancel"):  # of the last pair of a session, which all MCP clients share
+        assert asyncio.run(ask(tool, {})).isError
