@@ -38,7 +38,10 @@ IS_FILE = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})/[\w./-]*\w|requirements[\w-]*
 OWN_OUTPUTS = ("weights/my-pipeline",)  # that a command in a document makes
 UNITS = "dB|GiB|MiB|GB|MB|ms|s|minutes|hours|core hours|times|pairs/s|photographs/s"
 FIGURE = re.compile(rf"(?<![\w.])\d*\.?\d+ ?(?:{UNITS})\b|(?<![\w.])\.\d{{2,}}\b")
-PRECISE = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.])")
+STATED = re.compile(rf"(?<![\w.-])(\d*\.\d+(?![\w.])|\d+(?= ?(?:%|(?:{UNITS})\b)))( ?%)?")  # what is compared
+BENCHMARK = re.compile(r"benchmarks[./](?:results/)?(\w+)")
+# Benchmarks whose figures stand in documents, but in no file of results:
+WITHOUT_RESULTS = {"warp", "large_photographs", "whole_job", "dataset_building", "readme_pictures"}
 SCRIPT = re.compile(r"(?:benchmarks|tests)[./]\w+|training[./](?:train|evaluate)_\w+")
 
 
@@ -145,11 +148,12 @@ def measured(script: str) -> tuple[float, ...]:
     return tuple(one for file in files for one in numbers(json.loads(file.read_text(encoding="utf-8"))))
 
 
-def is_measured(stated: str, script: str) -> bool:
-    """Tell whether a number, as it is written, is one of a benchmark's, rounded to as many digits."""
+def is_measured(stated: str, script: str, as_share: bool = False) -> bool:
+    """Tell whether a number, as it is written, is one of a benchmark's, rounded alike; percents as shares."""
     digits = len(stated.partition(".")[2])
     slack = 0.5000001 * 10**-digits
-    return any(abs(abs(one) - float(stated)) <= slack for one in measured(script))
+    scales = (1, 100) if as_share else (1,)
+    return any(abs(abs(one) * scale - float(stated)) <= slack for one in measured(script) for scale in scales)
 
 
 def missing_files(text: str, folder: Path = ROOT) -> list[str]:
@@ -186,15 +190,23 @@ def nameless_figures(text: str) -> list[str]:
     return [row for row, around in rows if FIGURE.search(without_code(row)) and not SCRIPT.search(around)]
 
 
+def stated_figures(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (text, benchmark that made its figures): rows of tables, and paragraphs that are none."""
+    for part, around in [*rows_with_scripts(text), *((one, one) for one in paragraphs(text) if one[0] != "|")]:
+        beside = set(BENCHMARK.findall(part if SCRIPT.search(part) else around))
+        if len(beside) == 1:
+            yield without_code(part), *beside
+
+
 def wrong_figures(text: str) -> list[str]:
-    """Return the numbers beside a benchmark that its results in the repository do not have."""
-    wrong = []
-    for block in paragraphs(text):
-        for part in block.splitlines() if block.startswith("|") else [block]:
-            found = [name for name in re.findall(r"benchmarks[./](\w+)", part) if measured(name)]
-            if len(found) == 1:
-                wrong += [one for one in PRECISE.findall(without_code(part)) if not is_measured(one, found[0])]
-    return wrong
+    """Return the numbers that the results of their benchmark, where the repository has them, do not have."""
+    return [
+        number
+        for part, script in stated_figures(text)
+        if measured(script)
+        for number, percent in STATED.findall(part)
+        if not is_measured(number, script, as_share=bool(percent))
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
@@ -239,7 +251,28 @@ def test_false_claims_are_found():
     ]
     assert unknown_variables(FALSE_CLAIMS) == {"FRAME"}
     assert nameless_figures(FALSE_CLAIMS.split("Holes:")[0]) == ["| a fill | 1.5 dB |"]
-    assert wrong_figures(FALSE_CLAIMS) == ["17.93", "19.57"]
+    assert wrong_figures(FALSE_CLAIMS) == ["1.5", "17.93", "19.57"]
+
+
+@pytest.mark.parametrize(
+    ("document", "true", "false", "found"),
+    [
+        ("docs/measured.md", "10.2 s;", "1.2 s;", ["1.2"]),
+        ("docs/measured.md", "826 MiB", "286 MiB", ["286"]),
+        ("docs/measured.md", "19.58 dB;", "19.57 dB;", ["19.57"]),
+        ("docs/stereo.md", "| 36.3 |", "| 39.3 |", ["39.3"]),
+    ],
+)
+def test_a_changed_figure_of_a_document_is_found(document, true, false, found):
+    """In a row that names its script, and in tables whose script stands in the paragraph before."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert text.count(true) == 1
+    assert wrong_figures(text.replace(true, false)) == found
+
+
+def test_benchmarks_without_results_are_known():
+    figures = {script for one in DOCUMENTS for part, script in stated_figures(one.read_text()) if STATED.search(part)}
+    assert {script for script in figures if not measured(script)} == WITHOUT_RESULTS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)

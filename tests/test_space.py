@@ -783,12 +783,12 @@ def test_the_folder_is_complete_where_links_are_files(tmp_path: Path):
 
 DEPLOY = """
 import sys
-from huggingface_hub import HfApi, RepoCard, snapshot_download
-api = HfApi()
-api.create_repo("me/page", repo_type="space", space_sdk="gradio")
-api.upload_folder(repo_id="me/page", repo_type="space", folder_path=sys.argv[1], ignore_patterns="__pycache__/*")
+from huggingface_hub import RepoCard, snapshot_download
+from training import publish
+publish.main(["pipeline", sys.argv[2], "me/stereo", "--push"])
+publish.main(["space", sys.argv[1], "me/page", "--weights", "me/stereo", "--push"])
 RepoCard.load("me/page", repo_type="space").validate(repo_type="space")
-snapshot_download("me/page", repo_type="space", local_dir=sys.argv[2])
+snapshot_download("me/page", repo_type="space", local_dir=sys.argv[3])
 """
 
 
@@ -796,17 +796,22 @@ snapshot_download("me/page", repo_type="space", local_dir=sys.argv[2])
 def test_the_folder_runs_where_it_was_deployed(photo_file: Path, tmp_path: Path):
     deployed = tmp_path / "deployed"
     with LoopbackHub(tmp_path / "hub") as hub:
-        hub.run_python(DEPLOY, SPACE, deployed, home=tmp_path / "home")
+        hub.run_python(DEPLOY, SPACE, WEIGHTS, deployed, home=tmp_path / "home", PYTHONPATH=str(ROOT))
         names = set(hub.files("me/page", "spaces"))
+        variables = hub.environment(
+            tmp_path / "fresh", HF_HUB_OFFLINE="0", **hub.repository("me/page", "spaces").variables
+        )
+        with served_space(tmp_path, deployed / "app.py", **variables) as there:
+            client = connect(there.url, tmp_path)
+            parameters = pair_of(client, photo_file, seed=4)[4]
+            client.close()
+        commit = hub.repository("me/stereo").resolve("main").sha
     assert {"app.py", "README.md", "requirements.txt", "examples/coffee.png"} <= names
     assert not [name for name in names if "pycache" in name]
     for path in deployed.rglob("*"):
         assert not path.is_symlink()
-    with served_space(tmp_path, deployed / "app.py", ZEROSTEREO_WEIGHTS=str(WEIGHTS)) as there:
-        client = connect(there.url, tmp_path)
-        parameters = pair_of(client, photo_file, seed=4)[4]
-        client.close()
-    assert (parameters["seed"], parameters["weights"]) == (4, "./zerostereo-tiny")
+    assert (parameters["seed"], parameters["weights"]) == (4, "me/stereo")
+    assert f"from_pretrained('me/stereo', revision='{commit}', trust_remote_code=True)" in parameters["python"]
 
 
 # --- the served page ---
