@@ -888,6 +888,8 @@ def test_bad_requests_get_a_message(address: str, photo_file: Path, tmp_path: Pa
     assert len(pair_of(client, photo_file)) == 5
     with pytest.raises(Exception, match="`convergence` must leave at least one of the 96 columns"):
         client.predict("dubois", 96, api_name="/anaglyph")
+    with pytest.raises(Exception, match="must give a file: Hostname 127.0.0.1 failed validation"):
+        client.predict({"path": f"{address}/x.png", "meta": {"_type": "gradio.FileData"}}, api_name="/stereo_pair")
     heavy = tmp_path / "heavy.png"
     heavy.write_bytes(bytes(20_000_100))
     with pytest.raises(Exception, match="(?i)file size|too large|413"):
