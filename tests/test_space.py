@@ -803,13 +803,15 @@ def test_the_folder_runs_where_it_was_deployed(photo_file: Path, tmp_path: Path)
         )
         with served_space(tmp_path, deployed / "app.py", **variables) as there:
             client = connect(there.url, tmp_path)
-            parameters = pair_of(client, photo_file, seed=4)[4]
+            left, right, _, _, parameters = pair_of(client, photo_file, seed=4)
+            sizes = [PIL.Image.open(path).size for path in (photo_file, left, right)]
             client.close()
         commit = hub.repository("me/stereo").resolve("main").sha
     assert {"app.py", "README.md", "requirements.txt", "examples/coffee.png"} <= names
     assert not [name for name in names if "pycache" in name]
     for path in deployed.rglob("*"):
         assert not path.is_symlink()
+    assert sizes == [(96, 72)] * 3
     assert (parameters["seed"], parameters["weights"]) == (4, "me/stereo")
     assert f"from_pretrained('me/stereo', revision='{commit}', trust_remote_code=True)" in parameters["python"]
 
