@@ -34,14 +34,18 @@ async def fetch_file(url: str, cache: Path, limit_bytes: int = MAX_FILE_BYTES) -
     """
     folder = cache / secrets.token_urlsafe(24)
     folder.mkdir(parents=True)
+    target, is_whole = folder / "fetched", False
     try:
         async with asyncio.timeout(FETCH_TIMEOUT_S):
-            await _download(url, folder / "fetched", limit_bytes)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, TimeoutError) as error:
-        shutil.rmtree(folder)
+            await _download(url, target, limit_bytes)
+        is_whole = True
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise gr.Error(f"The address {url} must give a file: {reason}", print_exception=False) from error
-    return str(folder / "fetched")
+    finally:
+        if not is_whole:  # also where whoever waited has gone
+            shutil.rmtree(folder)
+    return str(target)
 
 
 async def _download(url: str, target: Path, limit_bytes: int) -> None:

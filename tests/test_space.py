@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -657,10 +658,13 @@ def test_calls_through_mcp_and_without_a_session_are_users_of_their_own(space: S
 
 @pytest.fixture
 def files_of_a_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serve /file (3000 bytes), /moved (redirects to it), /round (to itself) on a host that counts as public."""
+    """Serve /file (3000 bytes), /moved (redirects to it), /round (to itself) and /slow on a host that is public."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/slow":
+                time.sleep(1)
+                return
             target = {"/moved": "/file", "/round": "/round"}.get(self.path)
             self.send_response(302 if target else 200 if self.path == "/file" else 404)
             if target:
@@ -695,6 +699,25 @@ def test_files_are_fetched_within_the_limits(space: SimpleNamespace, files_of_a_
         with pytest.raises(space.handlers.gr.Error, match=message):
             fetch(name, limit_bytes)
     assert len(list(tmp_path.iterdir())) == kept == 2
+
+
+def test_what_is_given_up_leaves_nothing(
+    space: SimpleNamespace, files_of_a_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(space.fetching, "FETCH_TIMEOUT_S", 0.2)
+    with pytest.raises(space.handlers.gr.Error, match="must give a file: TimeoutError"):
+        asyncio.run(space.fetching.fetch_file(f"{files_of_a_host}/slow", tmp_path))
+
+    async def leave() -> None:
+        waiting = asyncio.create_task(space.fetching.fetch_file(f"{files_of_a_host}/slow", tmp_path))
+        await asyncio.sleep(0.05)
+        assert len(list(tmp_path.iterdir())) == 1
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(leave())
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_are_not_fetched_from_this_machine(space: SimpleNamespace, tmp_path: Path, monkeypatch):
